@@ -1,0 +1,101 @@
+"""What a node asks of its device, without torch: one batch type for prefill chunks and decode steps.
+
+The real runner lives in `engine/`; fault tests and the simulator inject a fake one.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tandem.layout import KVLayout
+from tandem.sampling import SamplingParams
+
+Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """How to draw the token that follows a sequence's last computed token.
+
+    `prompt_ids` and `output_ids` are the original split (penalties see it so even after a
+    fail-over). `output_index` is the absolute index of the token to draw, counted from the first
+    output token of the first attempt. `eos_token_ids` end the sequence unless `ignore_eos`;
+    the sampler bans them, and the stop ids, until `min_tokens` tokens exist.
+    """
+
+    params: SamplingParams
+    seed: int
+    choice: int
+    output_index: int
+    prompt_ids: Int32Array
+    output_ids: Int32Array
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """One sequence's part of a step: its next tokens.
+
+    Computes `token_ids` at absolute positions `start, start + 1, ...`; the KV of positions below
+    `start` is already in the pages of `block_table`, which covers `start + len(token_ids)` tokens.
+    `sample` asks for the token that follows the last one.
+    """
+
+    token_ids: Int32Array
+    start: int
+    block_table: Int32Array
+    sample: SampleRequest | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """Everything one step computes.
+
+    `padding_contexts` are rows of the static baseline whose requests have ended: each is computed
+    as a decode row over that many tokens of the scratch page, and its result is dropped.
+    """
+
+    sequences: tuple[SequenceStep, ...]
+    padding_contexts: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Token rows in the batch, padding included."""
+        return sum(len(s.token_ids) for s in self.sequences) + len(self.padding_contexts)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A drawn token; `error` names why none could be drawn (then `token_id` is meaningless)."""
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`sampled[i]` belongs to `batch.sequences[i]`; None where no sample was asked for."""
+
+    sampled: tuple[Sampled | None, ...]
+
+
+class Runner(Protocol):
+    """A device that computes steps over one pool of KV pages.
+
+    Page indices in block tables are below `num_pages`; the scratch page is the runner's own.
+    """
+
+    @property
+    def layout(self) -> KVLayout:
+        """Geometry of the pool."""
+
+    @property
+    def num_pages(self) -> int:
+        """Usable pages of the pool (without the scratch page)."""
+
+    def run(self, batch: StepBatch) -> StepResult:
+        """Compute one step; returns when the sampled tokens are known."""

@@ -1,0 +1,123 @@
+"""Values that several links share: identities, errors, SLA targets, timelines."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Name = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[A-Za-z0-9._:/@+ -]*$")]
+Address = Annotated[str, msgspec.Meta(max_length=256)]
+ShortText = Annotated[str, msgspec.Meta(max_length=2000)]
+RequestId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Counter = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Attempt = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Duration = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**64)]
+
+ErrorCode = Literal[
+    "invalid_request",
+    "context_too_long",
+    "unknown_model",
+    "unknown_sla_class",
+    "no_prefill_node",
+    "no_decode_node",
+    "too_few_pages",
+    "incompatible_nodes",
+    "overloaded",
+    "deadline_exceeded",
+    "cancelled",
+    "node_failed",
+    "transfer_failed",
+    "unavailable",
+    "internal",
+]
+FinishReason = Literal["stop", "length", "cancelled", "failed"]
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of values inside messages; maps on the wire, so any MessagePack speaker can read them."""
+
+
+class Message(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Base of messages: the map's `type` key holds the class name."""
+
+
+class SlaTargets(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a request was promised; durations, so they mean the same on every host."""
+
+    sla_class: Name
+    ttft_ms: Duration
+    tpot_ms: Duration
+
+
+class ModelIdentity(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What two processes must share before tokens or pages pass between them."""
+
+    served_name: Name
+    weights_fingerprint: Name
+    tokenizer_fingerprint: Name
+    dtype: Name
+    max_model_len: Counter
+    vocab_size: Counter
+
+
+class NodeRef(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node as the coordinator admitted it; a higher epoch of the same name replaces it."""
+
+    node_id: Name
+    incarnation: Counter
+    epoch: Counter
+    control_address: Address
+
+
+class TokenLogprobs(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True):
+    """Log-probability of a token and of the best alternatives, from the raw logits."""
+
+    logprob: float
+    top: tuple[tuple[TokenId, float], ...] = ()
+
+
+class PrefillReport(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What prefill did, in seconds after the node received its command."""
+
+    node_id: Name
+    started_after_s: Duration
+    first_token_after_s: Duration
+    num_cached_tokens: Counter
+
+
+class DecodeReport(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decode did, in seconds after the node received its command."""
+
+    node_id: Name
+    transfer_end_after_s: Duration
+    started_after_s: Duration
+    ended_after_s: Duration
+    transfer_bytes: Counter
+
+
+class Timeline(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request's life on the gateway's clock, in seconds after it was received.
+
+    A stage that never happened is None. Dashboards, metrics and benchmarks read this record.
+    """
+
+    received_unix_s: float
+    placed_s: float | None = None
+    prefill_start_s: float | None = None
+    first_token_s: float | None = None
+    transfer_end_s: float | None = None
+    decode_start_s: float | None = None
+    finished_s: float | None = None
+    prefill_node: Name | None = None
+    decode_node: Name | None = None
+    transfer_bytes: Counter = 0
+    num_attempts: Counter = 1
+
+
+class Usage(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tokens of a request; `num_cached_tokens` of the prompt were not recomputed."""
+
+    num_prompt_tokens: Counter
+    num_output_tokens: Counter
+    num_cached_tokens: Counter = 0

@@ -1,0 +1,154 @@
+"""Node <-> coordinator, and the operator's questions: membership, heartbeats, status, drain."""
+
+from tandem.layout import KVLayout
+from tandem.messages.common import (
+    Address,
+    Counter,
+    Duration,
+    Message,
+    ModelIdentity,
+    Name,
+    ShortText,
+    Wire,
+)
+from tandem.messages.placement import ClassCounts
+
+
+class RoleWeights(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Shares of a node's step budget; zero closes a role."""
+
+    prefill: Duration
+    decode: Duration
+
+
+class NodeHello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """A node asks to be admitted; resent until answered."""
+
+    node_id: Name
+    incarnation: Counter
+    control_address: Address
+    weights: RoleWeights
+    model: ModelIdentity
+    layout: KVLayout
+    num_pages: Counter
+    max_num_seqs: Counter
+    max_num_batched_tokens: Counter
+    device: Name
+
+
+class NodeWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Admission: the epoch that all of the node's messages carry from now on."""
+
+    coordinator_incarnation: Counter
+    epoch: Counter
+    lease_s: Duration
+    heartbeat_s: Duration
+
+
+class NodeRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """The node does not fit this deployment; both values are in the reason."""
+
+    reason: ShortText
+
+
+class PageCounts(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pages by state; the eight sum to the pool."""
+
+    free: Counter
+    granted: Counter
+    filling: Counter
+    ready: Counter
+    active: Counter
+    cached: Counter
+    draining: Counter
+    quarantined: Counter
+
+
+class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node has to do, as of its last step."""
+
+    num_steps: Counter
+    step_age_s: Duration
+    num_prefill_waiting: Counter
+    num_prefill_tokens_waiting: Counter
+    num_decode_running: Counter
+    num_decode_waiting: Counter
+    num_transfers: Counter
+    num_requests: Counter
+    num_tokens_out: Counter
+    pages: PageCounts
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """A node lives, and whether it makes progress."""
+
+    node_id: Name
+    incarnation: Counter
+    epoch: Counter
+    sequence: Counter
+    draining: bool
+    load: NodeLoad
+
+
+class HeartbeatAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Renews the node's lease, counted from when that heartbeat was sent."""
+
+    epoch: Counter
+    sequence: Counter
+
+
+class Goodbye(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """A drained node leaves."""
+
+    node_id: Name
+    incarnation: Counter
+    epoch: Counter
+
+
+class Rejoin(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """The coordinator does not know this node or epoch: say hello again."""
+
+    reason: ShortText
+
+
+class StatusQuery(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """An operator asks for the state of everything."""
+
+
+class NodeStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One node as the coordinator sees it."""
+
+    node_id: Name
+    epoch: Counter
+    weights: RoleWeights
+    control_address: Address
+    device: Name
+    num_pages: Counter
+    heartbeat_age_s: Duration
+    draining: bool
+    load: NodeLoad | None
+
+
+class GatewayStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One gateway as the coordinator sees it."""
+
+    gateway_id: Name
+    num_live_requests: Counter
+    heartbeat_age_s: Duration
+
+
+class ClusterStatus(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """The state of everything."""
+
+    coordinator_incarnation: Counter
+    uptime_s: Duration
+    model: ModelIdentity | None
+    nodes: tuple[NodeStatus, ...]
+    gateways: tuple[GatewayStatus, ...]
+    classes: tuple[ClassCounts, ...]
+    num_live_requests: Counter
+    num_dropped_messages: Counter
+
+
+FromNode = NodeHello | Heartbeat | Goodbye
+ToNode = NodeWelcome | NodeRefused | HeartbeatAck | Rejoin
