@@ -180,9 +180,7 @@ def _check_token_id(field: str, token_id: int, vocab_size: int) -> None:
 
 def _check_stop_strings(stop: Sequence[str]) -> None:
     if isinstance(stop, str):
-        raise ValueError(
-            f"stop is the string {stop!r}, but must be a tuple: write stop=({stop!r},)"
-        )
+        raise _not_a_tuple(stop)
     if len(stop) > MAX_STOP_STRINGS:
         raise _too_many("stop", len(stop), MAX_STOP_STRINGS)
     for text in stop:
@@ -197,3 +195,7 @@ def _too_many(field: str, num_given: int, limit: int) -> ValueError:
     return ValueError(
         f"{field} has {num_given} entries, but at most {limit} are allowed: leave out the rest"
     )
+
+
+def _not_a_tuple(stop: str) -> ValueError:
+    return ValueError(f"stop is the string {stop!r}, but must be a tuple: write stop=({stop!r},)")
