@@ -1,0 +1,1 @@
+"""A node without its device: page ledger, prefix index, residents and the step loop."""

@@ -1,0 +1,1 @@
+"""Turns prompts into KV pages and a first token: queue, chunks, shipping."""

@@ -1,0 +1,1 @@
+"""What every decision-maker shares, all pure: views, plans, policies, targets, page hashes."""
