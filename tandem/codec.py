@@ -54,24 +54,25 @@ class Decoder(Generic[M]):
             union, dec_hook=self._take_frame
         )
         self._binary: Sequence[bytes] = ()
-        self._num_taken = 0
+        self._taken: set[int] = set()
 
     def decode(self, frames: Sequence[bytes]) -> M:
         """The message. Raises ProtocolError for anything else."""
         check_limits(frames)
-        self._binary, self._num_taken = frames[2:], 0
+        self._binary, self._taken = frames[2:], set()
         try:
             message = self._decoder.decode(frames[1])
         except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
             raise ProtocolError(f"not a message of this link: {str(error)[:300]}") from None
-        if self._num_taken != len(self._binary):
-            raise ProtocolError(f"{len(self._binary)} binary frames, {self._num_taken} named")
+        if len(self._taken) != len(self._binary):
+            raise ProtocolError(f"{len(self._binary)} binary frames, {len(self._taken)} named")
         return message
 
     def _take_frame(self, wanted: type, index: Any) -> Any:  # noqa: ANN401  msgspec's signature
-        if not isinstance(index, int) or index != self._num_taken or index >= len(self._binary):
-            raise ValueError(f"binary field names frame {index!r}, expected {self._num_taken}")
-        self._num_taken += 1
+        known = isinstance(index, int) and 0 <= index < len(self._binary)
+        if not known or index in self._taken:
+            raise ValueError(f"binary field names frame {index!r} of {len(self._binary)}")
+        self._taken.add(index)
         if wanted is TokenIds:
             return TokenIds.from_frame(self._binary[index])
         if wanted is Blob:

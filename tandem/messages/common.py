@@ -8,11 +8,11 @@ Name = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[A-Za-z0-9._:/@+ -
 Address = Annotated[str, msgspec.Meta(max_length=256)]
 ShortText = Annotated[str, msgspec.Meta(max_length=2000)]
 RequestId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-Counter = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Attempt = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Duration = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**64)]
+Seed = Annotated[int, msgspec.Meta(ge=0)]  # MessagePack itself ends at 2**64 - 1
 
 ErrorCode = Literal[
     "invalid_request",

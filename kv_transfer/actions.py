@@ -1,0 +1,203 @@
+"""What the hand-off machines are told and what they ask for: plain values, no sockets, no memory.
+
+A transfer is keyed by (request id, attempt). The writer is the node that computes KV pages, the
+owner the node whose pool receives them. Shells turn `Send` into messages, bulk requests into
+copies, and bulk events back into calls.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from tandem.messages.common import ErrorCode, NodeRef, PrefillReport, TokenLogprobs
+from tandem.messages.handoff import ChunkSum
+
+TransferKey = tuple[bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Token 0 of an attempt, and what prefill did to get it."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+    report: PrefillReport
+
+
+# --- asked of the shell by the writer's machine --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendToOwner:
+    """Send on the link to the owner (resends are the machine's business)."""
+
+    owner: NodeRef
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class WritePages:
+    """Bulk: copy `source_pages[i]` to the owner's `target_pages[i]`; positions start at `first`.
+
+    Answered by `PagesWritten` or `WriteFailed`, also after a `StopWriting`, which only makes the
+    answer come sooner: until it comes the copy may be running.
+    """
+
+    key: TransferKey
+    owner: NodeRef
+    grant_id: int
+    first: int
+    source_pages: tuple[int, ...]
+    target_pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopWriting:
+    """Bulk: begin no further page of this transfer."""
+
+    key: TransferKey
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReleased:
+    """For the prefill guest: nothing reads the transfer's source pages any more."""
+
+    key: TransferKey
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """For the prefill guest: the owner has room; the prompt may run."""
+
+    key: TransferKey
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """For the prefill guest: the owner verified everything; the request lives there now."""
+
+    key: TransferKey
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFailed:
+    """For the prefill guest: the attempt cannot be handed over."""
+
+    key: TransferKey
+    code: ErrorCode
+    message: str
+
+
+OutgoingAction = (
+    SendToOwner
+    | WritePages
+    | StopWriting
+    | SourceReleased
+    | Granted
+    | Committed
+    | TransferFailed
+)
+
+# --- asked of the shell by the owner's machine ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyToWriter:
+    """Send to the writer, by the routing identity under which it dialled."""
+
+    writer: bytes
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGrant:
+    """Bulk: from now on the writer may fill these pages under this grant."""
+
+    grant_id: int
+    writer: bytes
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseGrant:
+    """Bulk: take nothing more for this grant. Answered by `GrantClosed`."""
+
+    grant_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyPages:
+    """Bulk: once all pages are there, compare checksums. Answered by `PagesVerified`."""
+
+    key: TransferKey
+    grant_id: int
+    pages: tuple[int, ...]
+    chunks: tuple[ChunkSum, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """For the decode guest: the attempt's KV is READY in `pages`, which the guest now owns.
+
+    The pages hold `num_tokens` tokens; `first_token` comes after them.
+    """
+
+    key: TransferKey
+    pages: tuple[int, ...]
+    num_tokens: int
+    num_bytes: int
+    first_token: FirstToken
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivalFailed:
+    """For the decode guest: this attempt's KV will not come."""
+
+    key: TransferKey
+    code: ErrorCode
+    message: str
+
+
+IncomingAction = ReplyToWriter | OpenGrant | CloseGrant | VerifyPages | Arrived | ArrivalFailed
+
+# --- told to the machines by the bulk thread -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PagesWritten:
+    """Writer: the copy of one `WritePages` returned; `chunk` is its checksum."""
+
+    key: TransferKey
+    chunk: ChunkSum
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFailed:
+    """Writer: one `WritePages` will not complete; no copy of it is running any more."""
+
+    key: TransferKey
+    first: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PagesVerified:
+    """Owner: the outcome of `VerifyPages`; `error` is None where every checksum matched."""
+
+    key: TransferKey
+    grant_id: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GrantClosed:
+    """Owner: nothing will be received for this grant any more (its own receiver's drain proof).
+
+    `remote_writer_stopped` is False for mapped transports, where only the writer can say so.
+    """
+
+    grant_id: int
+    remote_writer_stopped: bool
+
+
+BulkEvent = PagesWritten | WriteFailed | PagesVerified | GrantClosed
