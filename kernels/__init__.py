@@ -1,1 +1,1 @@
-"""Triton kernels, each beside the plain torch function that it must equal (this file stays a docstring)."""
+"""Triton kernels, each beside the torch function that it must equal (nothing else in this file)."""

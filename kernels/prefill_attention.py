@@ -3,15 +3,19 @@
     out[t, h] = sum_j softmax_j(scale * q[t, h] . K[j, h // G]) V[j, h // G]
     over j in max(0, positions[t] - window + 1) .. positions[t],   G = Hq / Hkv
 
-q [T, Hq, D]; sequence s owns rows query_starts[s] : query_starts[s + 1] (int32 [S + 1], from 0 to T, empty
-ranges allowed), their positions int32 [T]; position j of sequence s is slot j % N of page
-block_tables[s, j // N] (int32 [S, max_pages], entries behind the last position may be anything); pool
-[P, L, 2, Hkv, N, D]. Keys and values of the rows themselves are already in their pages.
+q [T, Hq, D]; sequence s owns rows query_starts[s] : query_starts[s + 1] (int32 [S + 1], 0 to T; some
+may be empty), their positions int32 [T]; position j of sequence s is slot j % N of page
+block_tables[s, j // N] (int32 [S, max_pages], entries behind the last position may be anything);
+pool [P, L, 2, Hkv, N, D]. Keys and values of the rows themselves are already in their pages.
 """
 
 from itertools import pairwise
 
 import torch
+import triton
+import triton.language as tl
+
+_LOG2_E = 1.4426950408889634
 
 
 def prefill_attention_reference(
@@ -57,3 +61,158 @@ def _attend(
     masked = distance < 0 if window is None else (distance < 0) | (distance >= window)
     weights = torch.softmax(scores.masked_fill(masked, float("-inf")), dim=-1)
     return (weights @ value).permute(2, 0, 1, 3).reshape(q.shape).to(q.dtype)
+
+
+@triton.jit(do_not_specialize=["layer", "table_stride", "num_sequences"])
+def _prefill_kernel(
+    q_ptr: tl.tensor,
+    pool_ptr: tl.tensor,
+    layer: tl.tensor,
+    tables_ptr: tl.tensor,
+    table_stride: tl.tensor,
+    starts_ptr: tl.tensor,
+    num_sequences: tl.tensor,
+    positions_ptr: tl.tensor,
+    log2_scale: tl.tensor,
+    out_ptr: tl.tensor,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """One program per block of queries of one sequence and kv head.
+
+    The ROWS of a block are (query, head of the group) pairs: the heads of a group share their keys.
+    Tiles start at multiples of TILE: however a prompt was cut, a row adds up in the same order.
+    """
+    QUERIES: tl.constexpr = ROWS // GROUP
+    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
+    KV_STRIDE: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE * HEAD_DIM
+    kv_head = tl.program_id(1)
+    sequence = _find_sequence(starts_ptr, num_sequences, tl.program_id(0), QUERIES)
+    begin = tl.load(starts_ptr + sequence)
+    query_end = tl.load(starts_ptr + sequence + 1)
+    block = tl.program_id(0) - (begin // QUERIES + sequence)
+    if begin + block * QUERIES >= query_end:
+        return
+
+    row = tl.arange(0, ROWS)
+    query = begin + block * QUERIES + row // GROUP
+    row_inside = (row < QUERIES * GROUP) & (query < query_end)
+    position = tl.load(positions_ptr + query, mask=row_inside, other=-1)
+    end = tl.max(position, axis=0) + 1
+    first = 0
+    if WINDOW > 0:
+        lowest = tl.min(tl.where(row_inside, position, end), axis=0)
+        first = tl.maximum(lowest - WINDOW + 1, 0)
+    dims = tl.arange(0, BLOCK_DIM)
+    inside = row_inside[:, None] & (dims < HEAD_DIM)[None, :]
+    head = query.to(tl.int64) * NUM_HEADS + kv_head * GROUP + row % GROUP
+    q_offsets = head[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
+    maximum = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
+    keys = pool_ptr + layer * (2 * KV_STRIDE) + kv_head * (PAGE_SIZE * HEAD_DIM) + dims[None, :]
+    table = tables_ptr + sequence.to(tl.int64) * table_stride
+    start = first // TILE * TILE
+    slots = start + tl.arange(0, TILE)
+    page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
+    for _ in tl.range(start, end, TILE):
+        used = (slots >= first) & (slots < end)
+        distance = position[:, None] - slots[None, :]
+        rows = page.to(tl.int64) * PAGE_STRIDE + slots % PAGE_SIZE * HEAD_DIM
+        slots += TILE
+        # The table is read one tile ahead: with this load right before its use the compiler keeps
+        # one buffer of keys only, whatever num_stages says.
+        page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
+        kv_inside = used[:, None] & (dims < HEAD_DIM)[None, :]
+        key = tl.load(keys + rows[:, None], mask=kv_inside, other=0.0)
+        value = tl.load(keys + KV_STRIDE + rows[:, None], mask=kv_inside, other=0.0)
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee") * log2_scale
+        counts = distance >= 0
+        if WINDOW > 0:
+            counts = counts & (distance < WINDOW)
+        scores = tl.where(counts, scores, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+        # A row may have no key in this tile and none before it.
+        shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        rescale = tl.exp2(maximum - shift)
+        weights = tl.exp2(scores - shift[:, None])
+        total = total * rescale + tl.sum(weights, axis=1)
+        acc = acc * rescale[:, None]
+        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
+        maximum = new_maximum
+    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    tl.store(out_ptr + q_offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _find_sequence(
+    starts_ptr: tl.tensor, num_sequences: tl.tensor, block: tl.tensor, QUERIES: tl.constexpr
+):
+    """The sequence that owns a block, where sequence s begins at block starts[s] // QUERIES + s."""
+    low = 0
+    high = num_sequences
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(starts_ptr + middle) // QUERIES + middle <= block:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+def prefill_attention(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    layer: int,
+    block_tables: torch.Tensor,
+    query_starts: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """out [T, Hq, D] of contiguous fp32, fp16 or bf16 tensors, without a host synchronisation."""
+    assert q.dtype == pool.dtype != torch.float64
+    assert all(x.is_contiguous() for x in (q, pool, query_starts, positions))
+    assert block_tables.stride(1) == 1
+    _, _, _, num_kv_heads, page_size, head_dim = pool.shape
+    num_rows, num_heads, _ = q.shape
+    out = torch.empty_like(q)
+    if num_rows == 0:
+        return out
+    group = num_heads // num_kv_heads
+    half = q.dtype != torch.float32
+    rows = max(128 if half else 64, triton.next_power_of_2(group))
+    num_sequences = query_starts.shape[0] - 1
+    num_blocks = num_rows // (rows // group) + num_sequences
+    _prefill_kernel[(num_blocks, num_kv_heads)](
+        q,
+        pool,
+        layer,
+        block_tables,
+        block_tables.stride(0),
+        query_starts,
+        num_sequences,
+        positions,
+        scale * _LOG2_E,
+        out,
+        NUM_KV_HEADS=num_kv_heads,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        PAGE_SIZE=page_size,
+        PAGE_STRIDE=pool.stride(0),
+        WINDOW=window or 0,
+        ROWS=rows,
+        TILE=64 if half else 32,
+        BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
+        num_warps=8,
+        num_stages=3,
+    )
+    return out
