@@ -1,0 +1,107 @@
+"""One step's work as flat tensors: token rows of all sequences side by side, decode rows first.
+
+`build_batch` turns the node's StepBatch into them with one numpy call per tensor and nothing per
+token. Sequences with one row come first, then the padding rows of the static baseline, then prefill
+chunks, so that a device may run its decode kernel over the first `num_decode` sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from node.runner import SampleRequest, SequenceStep, StepBatch
+
+Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """T token rows of S sequences; sequence s owns rows `query_starts[s] : query_starts[s + 1]`.
+
+    token_ids int64 [T]; positions, page_ids, offsets int32 [T] (where each row's K and V go);
+    block_tables int32 [S, max_pages]; query_starts int32 [S + 1]; context_lens int32 [S] counts a
+    sequence's tokens up to its last row; the first `num_decode` sequences have exactly one row.
+    sample_rows int64 [N] are the rows whose logits are wanted, in the order of `requests`, and
+    `sequence_ids[i]` is the index in StepBatch.sequences that request i belongs to.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    page_ids: torch.Tensor
+    offsets: torch.Tensor
+    block_tables: torch.Tensor
+    query_starts: torch.Tensor
+    context_lens: torch.Tensor
+    sample_rows: torch.Tensor
+    num_decode: int
+    requests: tuple[SampleRequest, ...]
+    sequence_ids: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Token rows, padding included."""
+        return len(self.token_ids)
+
+
+def build_batch(
+    step: StepBatch, page_size: int, scratch_page: int, device: torch.device
+) -> Batch:
+    """Flatten a step; rows of `padding_contexts` read and write only `scratch_page`."""
+    order = sorted(range(len(step.sequences)), key=lambda i: len(step.sequences[i].token_ids) > 1)
+    num_single = sum(len(sequence.token_ids) == 1 for sequence in step.sequences)
+    padding = [_padding_row(context, page_size, scratch_page) for context in step.padding_contexts]
+    sequences = [step.sequences[i] for i in order]
+    sequences[num_single:num_single] = padding
+    counts = np.array([len(sequence.token_ids) for sequence in sequences], np.int32)
+    starts = np.array([sequence.start for sequence in sequences], np.int32)
+    query_starts = np.zeros(len(sequences) + 1, np.int32)
+    np.cumsum(counts, out=query_starts[1:])
+    tables = _stack_tables(sequences, starts + counts, page_size, scratch_page)
+    rows = np.arange(query_starts[-1], dtype=np.int32)
+    positions = rows + np.repeat(starts - query_starts[:-1], counts)
+    page_ids = tables[np.repeat(np.arange(len(sequences)), counts), positions // page_size]
+    place = {original: slot for slot, original in enumerate(order)}
+    sampled = [i for i, sequence in enumerate(step.sequences) if sequence.sample is not None]
+    slots = [place[i] + (len(padding) if place[i] >= num_single else 0) for i in sampled]
+    sample_rows = query_starts[1:][slots].astype(np.int64) - 1
+
+    def tensor(array: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    return Batch(
+        token_ids=tensor(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)),
+        positions=tensor(positions),
+        page_ids=tensor(page_ids),
+        offsets=tensor(positions % page_size),
+        block_tables=tensor(tables),
+        query_starts=tensor(query_starts),
+        context_lens=tensor(starts + counts),
+        sample_rows=tensor(sample_rows),
+        num_decode=num_single + len(padding),
+        requests=tuple(s.sample for s in step.sequences if s.sample is not None),
+        sequence_ids=tuple(sampled),
+    )
+
+
+def _padding_row(context: int, page_size: int, scratch_page: int) -> SequenceStep:
+    """A decode row over `context` tokens that all lie in the scratch page."""
+    return SequenceStep(
+        token_ids=np.zeros(1, np.int32),
+        start=context - 1,
+        block_table=np.full(-(-context // page_size), scratch_page, np.int32),
+        sample=None,
+    )
+
+
+def _stack_tables(
+    sequences: Sequence[SequenceStep], lengths: Int32Array, page_size: int, scratch_page: int
+) -> Int32Array:
+    """Block tables [S, max_pages], cut to the pages in use; the rest names the scratch page."""
+    pages = -(-lengths // page_size)
+    tables = np.full((len(sequences), int(pages.max())), scratch_page, np.int32)
+    for row, sequence in enumerate(sequences):
+        tables[row, : pages[row]] = sequence.block_table[: pages[row]]
+    return tables

@@ -1,0 +1,123 @@
+"""One config-driven decoder for Llama 2 and 3, Mistral, Qwen2, Qwen2.5 and Qwen3.
+
+The families differ in biases, head norms, RoPE scaling, windows and tied embeddings only, which all
+are fields of `ModelConfig`. Weights come by their Hugging Face names; everything about a step
+is in the `Batch` argument; the operations are an `Ops` bundle. Logits are computed for the rows
+that sample, and for no others.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from engine.batch import Batch
+from engine.ops import Linear, Ops
+from engine.rotary import rotary_table
+from tandem.layout import KVLayout
+from tandem.model_config import ModelConfig, ModelDtype
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """The prepared weights of one layer: q, k, v and gate, up are fused along their outputs."""
+
+    input_norm: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    output: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+    window: int | None
+
+
+class Decoder:
+    """tokens -> logits; K and V of every row go to the pages that the batch names."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, ops: Ops, max_model_len: int) -> None:
+        self._config = config
+        self._ops = ops
+        self._embedding = weights["model.embed_tokens.weight"]
+        self._norm = weights["model.norm.weight"]
+        tied = config.tie_word_embeddings
+        head = self._embedding if tied else weights["lm_head.weight"]
+        self._head = ops.make_linear(head)
+        self._layers = tuple(_layers(config, weights, ops))
+        self._rotary = rotary_table(config, max_model_len).to(head.device)
+        self._scale = config.head_dim**-0.5
+
+    def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor:
+        """Logits [N, vocab] of `batch.sample_rows`; pool [P, L, 2, Hkv, page, D] is written to."""
+        ops, eps = self._ops, self._config.rms_norm_eps
+        hidden = functional.embedding(batch.token_ids, self._embedding)
+        residual: torch.Tensor | None = None
+        for index, layer in enumerate(self._layers):
+            normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
+            attended = self._attend(layer, index, layer.qkv(normed), batch, pool)
+            hidden = layer.output(attended.flatten(1))
+            normed, residual = ops.rms_norm(hidden, layer.mlp_norm, eps, residual)
+            hidden = layer.down(ops.silu_and_mul(layer.gate_up(normed)))
+        assert residual is not None, "a decoder has at least one layer"
+        rows = batch.sample_rows
+        normed, _ = ops.rms_norm(hidden[rows], self._norm, eps, residual[rows])
+        return self._head(normed)
+
+    def _attend(
+        self, layer: DecoderLayer, index: int, qkv: torch.Tensor, batch: Batch, pool: torch.Tensor
+    ) -> torch.Tensor:
+        """Writes the rows' K and V, then attends: qkv [T, (Hq + 2 Hkv) D] -> [T, Hq, D]."""
+        query = self._ops.rope_write(
+            qkv,
+            self._rotary,
+            batch.positions,
+            pool,
+            index,
+            batch.page_ids,
+            batch.offsets,
+            self._config.num_heads,
+            layer.q_norm,
+            layer.k_norm,
+            self._config.rms_norm_eps,
+        )
+        return self._ops.attention(query, pool, index, batch, self._scale, layer.window)
+
+
+def kv_layout(config: ModelConfig, page_size: int, dtype: ModelDtype) -> KVLayout:
+    """The pool geometry of a model whose KV is kept in `dtype`."""
+    return KVLayout(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        page_size=page_size,
+        dtype=dtype,
+    )
+
+
+def _layers(config: ModelConfig, weights: Weights, ops: Ops) -> Iterator[DecoderLayer]:
+    for index, window in enumerate(config.sliding_windows):
+        prefix = f"model.layers.{index}."
+
+        def linear(*names: str, biased: bool, prefix: str = prefix) -> Linear:
+            """One product for several weights [N_i, K], side by side in its output."""
+            parts = [weights[f"{prefix}{name}.weight"] for name in names]
+            biases = [weights[f"{prefix}{name}.bias"] for name in names] if biased else None
+            weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return ops.make_linear(weight, None if biases is None else torch.cat(biases))
+
+        attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        yield DecoderLayer(
+            input_norm=weights[f"{prefix}input_layernorm.weight"],
+            qkv=linear(*attention, biased=config.qkv_bias),
+            q_norm=weights[f"{prefix}self_attn.q_norm.weight"] if config.qk_norm else None,
+            k_norm=weights[f"{prefix}self_attn.k_norm.weight"] if config.qk_norm else None,
+            output=linear("self_attn.o_proj", biased=config.output_bias),
+            mlp_norm=weights[f"{prefix}post_attention_layernorm.weight"],
+            gate_up=linear("mlp.gate_proj", "mlp.up_proj", biased=config.mlp_bias),
+            down=linear("mlp.down_proj", biased=config.mlp_bias),
+            window=window,
+        )

@@ -1,0 +1,70 @@
+"""How many KV pages fit beside the weights, decided before anything is allocated.
+
+All sizes in bytes. `plan_memory` is pure; `available_bytes` is the one function that looks.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tandem.layout import KVLayout
+
+MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """What a node's memory goes to; `num_tokens` is what fits in the usable pages."""
+
+    weight_bytes: int
+    kv_bytes: int
+    num_pages: int
+    num_tokens: int
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device` without swapping."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    for line in MEMINFO.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise ValueError(f"{MEMINFO} has no MemAvailable: give the number of KV pages by --kv-pages")
+
+
+def plan_memory(
+    layout: KVLayout,
+    weight_bytes: int,
+    free_bytes: int,
+    memory_share: float,
+    num_pages: int | None,
+    max_model_len: int,
+) -> MemoryBudget:
+    """Pages from `num_pages`, else from `memory_share` of what is free after loading the weights.
+
+    One page more than usable is counted: the scratch page. ValueError where the memory cannot hold
+    the pages, or the pages not one sequence of `max_model_len` tokens.
+    """
+    if num_pages is None:
+        num_pages = int(free_bytes * memory_share) // layout.page_bytes - 1
+    kv_bytes = (num_pages + 1) * layout.page_bytes
+    if kv_bytes > free_bytes:
+        raise ValueError(
+            f"{num_pages} KV pages need {kv_bytes >> 20} MiB, but {free_bytes >> 20} MiB are free: "
+            "lower --kv-pages or free memory"
+        )
+    needed = layout.num_pages_for(max_model_len)
+    if num_pages < needed:
+        raise ValueError(
+            f"{max(num_pages, 0)} KV pages of {layout.page_size} tokens cannot hold one sequence "
+            f"of {max_model_len} tokens, which takes {needed}: raise --kv-memory or --kv-pages, or "
+            "lower --max-model-len"
+        )
+    return MemoryBudget(
+        weight_bytes=weight_bytes,
+        kv_bytes=kv_bytes,
+        num_pages=num_pages,
+        num_tokens=num_pages * layout.page_size,
+    )
