@@ -8,6 +8,7 @@ converted or moved one at a time, so the peak is one tensor above the result.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,22 @@ LM_HEAD = "lm_head.weight"
 KNOWN_EXTRA_SUFFIX = ".rotary_emb.inv_freq"  # written by old transformers, derived from the config
 FLOAT_DTYPES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # safetensors name: bytes per number
 MAX_NAMES_LISTED = 5
+
+
+class _Slice(Protocol):
+    def get_shape(self) -> list[int]: ...
+
+    def get_dtype(self) -> str: ...
+
+
+class _OpenFile(Protocol):
+    """What is used of safetensors' untyped file handle."""
+
+    def keys(self) -> list[str]: ...
+
+    def get_tensor(self, name: str) -> torch.Tensor: ...
+
+    def get_slice(self, name: str) -> _Slice: ...
 
 
 def load_weights(
@@ -106,12 +123,12 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _owners(stack: ExitStack, folder: Path, config: ModelConfig) -> dict[str, safe_open]:
+def _owners(stack: ExitStack, folder: Path, config: ModelConfig) -> dict[str, _OpenFile]:
     """The open file that holds each tensor of the folder, those never needed left out."""
-    owners: dict[str, safe_open] = {}
+    owners: dict[str, _OpenFile] = {}
     for path in safetensors_files(folder):
         try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
+            file: _OpenFile = stack.enter_context(safe_open(path, framework="pt"))
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
         owners |= dict.fromkeys(file.keys(), file)
@@ -133,7 +150,7 @@ def _check_names(folder: Path, present: set[str], expected: set[str]) -> None:
         )
 
 
-def _checked_bytes(folder: Path, file: safe_open, name: str, shape: tuple[int, ...]) -> int:
+def _checked_bytes(folder: Path, file: _OpenFile, name: str, shape: tuple[int, ...]) -> int:
     """Bytes that the tensor has in its file."""
     part = file.get_slice(name)
     found, dtype = tuple(part.get_shape()), part.get_dtype()
