@@ -73,6 +73,13 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """For the prefill guest: the owner queued the reserve; give the source pages back and wait."""
+
+    key: TransferKey
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """For the prefill guest: the owner verified everything; the request lives there now."""
 
@@ -94,6 +101,7 @@ OutgoingAction = (
     | StopWriting
     | SourceReleased
     | Granted
+    | Parked
     | Committed
     | TransferFailed
 )

@@ -1,4 +1,4 @@
-"""What a node asks of its device, without torch: one batch type for prefill chunks and decode steps.
+"""What a node asks of its device, without torch: one batch type for prefill and decode.
 
 The real runner lives in `engine/`; fault tests and the simulator inject a fake one.
 """

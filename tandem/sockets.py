@@ -1,4 +1,4 @@
-"""Control sockets over asyncio: a `Server` (ROUTER) that many peers talk to, a `Link` (DEALER) to one.
+"""Control sockets over asyncio: a `Server` (ROUTER) for many peers, a `Link` (DEALER) to one.
 
 Sends never block and never wait: a full queue is reported to the caller, who resends by protocol.
 Bulk pages travel on sockets of their own (`kv_transfer`): behind 128 MB of KV a control message
@@ -32,7 +32,8 @@ def _configure(sock: zmq.asyncio.Socket) -> None:
 
 def _send_now(sock: zmq.asyncio.Socket, frames: list[bytes]) -> bool:
     """Send without waiting. With NOBLOCK pyzmq's future is done when the call returns."""
-    return sock.send_multipart(frames, flags=zmq.NOBLOCK).exception() is None
+    future: Any = sock.send_multipart(frames, flags=zmq.NOBLOCK)
+    return future.exception() is None
 
 
 def require_loopback(host: str) -> None:

@@ -1,4 +1,4 @@
-"""Client <-> gateway: submit, stream, cancel. The client's own label names nothing in the cluster."""
+"""Client <-> gateway: submit, stream, cancel. A client's own label names nothing in the cluster."""
 
 from typing import Annotated, Literal
 

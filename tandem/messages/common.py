@@ -35,7 +35,7 @@ FinishReason = Literal["stop", "length", "cancelled", "failed"]
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of values inside messages; maps on the wire, so any MessagePack speaker can read them."""
+    """Base of values inside messages; maps on the wire, for any MessagePack speaker."""
 
 
 class Message(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

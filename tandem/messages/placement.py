@@ -1,5 +1,9 @@
 """Gateway <-> coordinator: who serves a request, and how it ended. Counts only, never prompts."""
 
+from typing import Annotated
+
+import msgspec
+
 from tandem.frames import Blob
 from tandem.messages.common import (
     Attempt,
@@ -27,14 +31,28 @@ class GatewayHello(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_live_requests: Counter
 
 
+class NodeDown(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """A node lost its lease or left: attempts that run on this epoch or an older one are over."""
+
+    node_id: Name
+    epoch: Counter
+    reason: ShortText
+
+
 class GatewayWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Answer to every hello: the classes on offer and the state of the pools."""
+    """Answer to every hello: the classes on offer and the state of the pools.
+
+    `max_model_len` is the nodes' (None before the first node). `recent_downs` repeats what a lost
+    `NodeDown` said.
+    """
 
     coordinator_incarnation: Counter
     sla_classes: tuple[SlaTargets, ...]
     default_class: Name
     num_prefill_nodes: Counter
     num_decode_nodes: Counter
+    max_model_len: Counter | None = None
+    recent_downs: Annotated[tuple[NodeDown, ...], msgspec.Meta(max_length=256)] = ()
 
 
 class GatewayRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -101,14 +119,6 @@ class RequestEndedAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=
     """The coordinator counted it."""
 
     request_id: RequestId
-
-
-class NodeDown(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """A node lost its lease or left: attempts that run on this epoch or an older one are over."""
-
-    node_id: Name
-    epoch: Counter
-    reason: ShortText
 
 
 class ClassCounts(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):

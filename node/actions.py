@@ -1,0 +1,34 @@
+"""What a node's core asks of its shell, beside the bulk requests that guests pass through."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from tandem.messages.common import NodeRef
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send to a peer that dialled this node, by its routing identity."""
+
+    peer: bytes
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class SendToNode:
+    """Send on this node's own link to another node's control socket."""
+
+    node: NodeRef
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLink:
+    """The other node is gone: close this node's link to it."""
+
+    node: NodeRef
+
+
+NodeAction = object
+"""Reply, SendToNode, CloseLink, or a bulk request that the composition root knows to execute."""

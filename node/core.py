@@ -1,0 +1,245 @@
+"""A node without sockets, clock or device: routes events to its guests, composes steps. Pure.
+
+The step thread calls `handle` for what came in, `plan` for the next step, `computed` when the
+runner has run it, `tick` in between; each returns what the shell should do.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from node.actions import NodeAction, Reply
+from node.guest import DecodeRole, PrefillRole
+from node.plan_check import check_plan
+from node.runner import SequenceStep, StepBatch, StepResult
+from node.state import NodeState
+from scheduling.views import BatchPolicy, NodeView, StepPlan
+from tandem.messages import handoff, serving
+from tandem.messages.common import NodeRef
+from tandem.messages.membership import NodeLoad, RoleWeights
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FromPeer:
+    """A message from a gateway or a writer that dialled this node."""
+
+    peer: bytes
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class FromNode:
+    """A message from a page owner that this node dialled."""
+
+    node_id: str
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class FromBulk:
+    """An event of the bulk thread; `is_write` tells a writer's copy from an owner's grant."""
+
+    event: object
+    is_write: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A page owner is gone, or refused to exchange pages."""
+
+    node: NodeRef
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The coordinator gave this node an epoch."""
+
+    epoch: int
+
+
+Event = FromPeer | FromNode | FromBulk | NodeLost | Admitted
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Rows and tokens of one step."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    weights: RoleWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A composed step: `batch.sequences` are the plan's decode rows, then its prefill chunks."""
+
+    plan: StepPlan
+    batch: StepBatch
+
+
+class NodeCore:
+    """One batch policy over the requests of two guests."""
+
+    def __init__(
+        self,
+        state: NodeState,
+        *,
+        prefill: PrefillRole,
+        decode: DecodeRole,
+        policy: BatchPolicy,
+        limits: Limits,
+    ) -> None:
+        self._state = state
+        self._prefill = prefill
+        self._decode = decode
+        self._policy = policy
+        self._limits = limits
+        self.num_steps = 0
+        self.num_illegal_plans = 0
+        self.num_unexpected = 0
+        self.wake_at: float | None = None
+
+    def handle(self, event: Event, now: float) -> list[NodeAction]:
+        """One event."""
+        match event:
+            case FromPeer(peer, message):
+                return self._from_peer(peer, message, now)
+            case FromNode(node_id, message):
+                return self._prefill.answer(node_id, message, now)
+            case FromBulk(bulk_event, is_write):
+                guest = self._prefill if is_write else self._decode
+                return guest.bulk_event(bulk_event, now)
+            case NodeLost(node, reason):
+                return self._prefill.node_lost(node, reason, now)
+            case Admitted(epoch):
+                self._state.epoch = epoch
+                return []
+
+    def _from_peer(self, peer: bytes, message: msgspec.Struct, now: float) -> list[NodeAction]:
+        match message:
+            case serving.Prefill() | serving.Decode():
+                refusal = self._refuse(message)
+                if refusal is not None:
+                    return [Reply(peer, refusal)]
+                guest = self._prefill if isinstance(message, serving.Prefill) else self._decode
+                return guest.command(peer, message, now)
+            case serving.Cancel(request_id=request_id, attempt=attempt):
+                key = (request_id, attempt)
+                actions = self._prefill.cancel(key, now) + self._decode.cancel(key, now)
+                ack = serving.CommandAck(command="cancel", request_id=request_id, attempt=attempt)
+                return [*actions, Reply(peer, ack)]
+            case serving.EmissionAck():
+                self._state.emitter.acknowledge(peer, message)
+                return []
+            case handoff.Reserve() | handoff.Progress() | handoff.Commit() | handoff.Drained():
+                return self._decode.command(peer, message, now)
+            case _:
+                self.num_unexpected += 1
+                return []
+
+    def _refuse(self, command: serving.Prefill | serving.Decode) -> serving.CommandRefused | None:
+        """Why this node cannot run the command; the gateway has checked the same before."""
+        spec = command.spec
+        model = self._state.identity.model
+        ids = spec.prompt_ids.array
+        max_tokens = spec.params.max_tokens
+        problem = None
+        if len(ids) == 0 or max_tokens is None or max_tokens < 1:
+            problem = "a command needs at least one prompt token and max_tokens of 1 or more"
+        elif ids.min() < 0 or ids.max() >= model.vocab_size:
+            problem = f"token ids must be below {model.vocab_size}"
+        elif len(spec.output_ids) >= max_tokens:
+            problem = f"{len(spec.output_ids)} tokens delivered, max_tokens is {max_tokens}"
+        elif len(ids) + max_tokens > model.max_model_len:
+            problem = f"{len(ids)} + {max_tokens} tokens exceed the context, {model.max_model_len}"
+        if problem is None:
+            return None
+        return serving.CommandRefused(
+            command="prefill" if isinstance(command, serving.Prefill) else "decode",
+            request_id=spec.request_id,
+            attempt=spec.attempt,
+            code="invalid_request",
+            message=problem,
+        )
+
+    def tick(self, now: float) -> list[NodeAction]:
+        """Let guests start, resend and grant; send what was emitted."""
+        actions = self._prefill.tick(now) + self._decode.tick(now)
+        return actions + self.flush(now)
+
+    def flush(self, now: float) -> list[NodeAction]:
+        """New tokens and endings, one message per gateway; nothing before admission."""
+        if self._state.epoch == 0:
+            return []
+        emissions = self._state.emitter.flush(self._state.epoch, now)
+        return [Reply(peer, emission) for peer, emission in emissions]
+
+    def plan(self, now: float) -> Step | None:
+        """The next step, or None where there is nothing to compute until `wake_at`."""
+        view = self._view(now)
+        self.wake_at = None
+        if not (view.prefill or view.waiting or view.running):
+            return None
+        checked = check_plan(self._policy.plan(view), view)
+        self.num_illegal_plans += checked.num_dropped > 0
+        plan = checked.plan
+        self.wake_at = plan.wake_at
+        for key in plan.admit:
+            self._decode.admit(key, now)
+        sequences: list[SequenceStep] = [self._decode.step(key, 1, now) for key in plan.decode]
+        sequences += [self._prefill.step(key, num, now) for key, num in plan.prefill]
+        if not sequences:
+            return None
+        return Step(plan, StepBatch(tuple(sequences), plan.padding_contexts))
+
+    def _view(self, now: float) -> NodeView:
+        return NodeView(
+            now=now,
+            max_num_seqs=self._limits.max_num_seqs,
+            max_num_batched_tokens=self._limits.max_num_batched_tokens,
+            prefill_weight=self._limits.weights.prefill,
+            decode_weight=self._limits.weights.decode,
+            prefill=self._prefill.views(),
+            waiting=self._decode.waiting(),
+            running=self._decode.running(),
+        )
+
+    def computed(self, step: Step, result: StepResult, now: float) -> list[NodeAction]:
+        """The runner has run the step."""
+        self.num_steps += 1
+        actions: list[NodeAction] = []
+        num_decode = len(step.plan.decode)
+        for key, sampled in zip(step.plan.decode, result.sampled[:num_decode], strict=True):
+            actions += self._decode.computed(key, 1, sampled, now)
+        chunks = zip(step.plan.prefill, result.sampled[num_decode:], strict=True)
+        for (key, num_tokens), sampled in chunks:
+            actions += self._prefill.computed(key, num_tokens, sampled, now)
+        return actions + self.flush(now)
+
+    def load(self, step_age_s: float) -> NodeLoad:
+        """What heartbeats carry."""
+        num_prompts, num_tokens = self._prefill.num_waiting()
+        running, waiting = len(self._decode.running()), len(self._decode.waiting())
+        num_requests = self._prefill.num_requests + self._decode.num_requests
+        return NodeLoad(
+            num_steps=self.num_steps,
+            step_age_s=step_age_s,
+            num_prefill_waiting=num_prompts,
+            num_prefill_tokens_waiting=num_tokens,
+            num_decode_running=running,
+            num_decode_waiting=waiting,
+            num_transfers=max(0, num_requests - num_prompts - running - waiting),
+            num_requests=num_requests + self._state.emitter.num_unacknowledged,
+            num_tokens_out=self._state.emitter.num_tokens,
+            pages=self._state.ledger.counts(),
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left of any request."""
+        emitter = self._state.emitter
+        left = self._prefill.num_requests + self._decode.num_requests
+        return left + emitter.num_unacknowledged == 0

@@ -1,0 +1,197 @@
+"""Tokens on their way to gateways: one message per gateway and step, kept until acknowledged. Pure.
+
+A successful socket send proves nothing, so every token and every ending stays here until the
+gateway says that it has it, and is sent again when that takes too long.
+"""
+
+from dataclasses import dataclass, field
+
+from scheduling.views import RequestKey
+from tandem.messages.common import PrefillReport, TokenLogprobs
+from tandem.messages.serving import Emission, EmissionAck, Ending, TokenDelta
+
+RESEND_AFTER_S = 0.5
+# Half of the control frame's limit: a delta's size is estimated, not measured.
+MAX_MESSAGE_COST = 32_000
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Tokens `base, base + 1, ...` of one attempt; those below `sent` were sent at least once."""
+
+    base: int
+    sent: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    ending: Ending | None = None
+    is_ending_sent: bool = False
+    report: PrefillReport | None = None
+    sent_at: float = 0.0
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self.ids)
+
+    @property
+    def has_news(self) -> bool:
+        return self.sent < self.end or (self.ending is not None and not self.is_ending_sent)
+
+    def take(self, key: RequestKey, budget: int) -> tuple[TokenDelta, int]:
+        """Tokens not yet sent, as many as cost at most `budget` (one at least), and their cost."""
+        first = self.sent - self.base
+        cost, num_new = 0, 0
+        for index in range(first, len(self.ids)):
+            size = 6 + (12 + 16 * len(self.logprobs[index].top) if self.logprobs else 0)
+            if num_new and cost + size > budget:
+                break
+            cost, num_new = cost + size, num_new + 1
+        delta = TokenDelta(
+            request_id=key[0],
+            attempt=key[1],
+            start=self.sent,
+            ids=tuple(self.ids[first : first + num_new]),
+            logprobs=tuple(self.logprobs[first : first + num_new]),
+        )
+        self.sent += num_new
+        return delta, cost
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A message being filled, with the estimated bytes so far."""
+
+    deltas: list[TokenDelta] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+    prefills: list[tuple[bytes, int, PrefillReport]] = field(default_factory=list)
+    cost: int = 0
+
+    def fill(self, key: RequestKey, stream: _Stream, now: float) -> None:
+        """Move what fits of a stream's news into the message."""
+        if stream.sent < stream.end:
+            delta, cost = stream.take(key, MAX_MESSAGE_COST - self.cost)
+            self.deltas.append(delta)
+            self.cost += cost + 40
+        if stream.report is not None:
+            self.prefills.append((*key, stream.report))
+            stream.report = None
+            self.cost += 200
+        if stream.sent == stream.end and stream.ending is not None:
+            self.endings.append(stream.ending)
+            stream.is_ending_sent = True
+            self.cost += 400 + 4 * len(stream.ending.message or "")
+        stream.sent_at = now
+
+
+class Emitter:
+    """Streams by gateway. `flush` gives what is due; `acknowledge` forgets what arrived."""
+
+    def __init__(self, node_id: str, incarnation: int) -> None:
+        self._node_id = node_id
+        self._incarnation = incarnation
+        self._streams: dict[bytes, dict[RequestKey, _Stream]] = {}
+        self._fresh: dict[tuple[bytes, RequestKey], None] = {}
+        self._next_resend_at = 0.0
+        self.num_tokens = 0
+        self.num_resent = 0
+
+    def token(
+        self,
+        peer: bytes,
+        key: RequestKey,
+        index: int,
+        token_id: int,
+        logprobs: TokenLogprobs | None,
+    ) -> None:
+        """Emit one token of an attempt; indices of an attempt are consecutive."""
+        stream = self._stream(peer, key, index)
+        assert index == stream.end, (index, stream.end)
+        stream.ids.append(token_id)
+        if logprobs is not None:
+            stream.logprobs.append(logprobs)
+        self._fresh[(peer, key)] = None
+        self.num_tokens += 1
+
+    def prefilled(self, peer: bytes, key: RequestKey, index: int, report: PrefillReport) -> None:
+        """Let the report of prefill travel with the attempt's next tokens."""
+        self._stream(peer, key, index).report = report
+
+    def end(self, peer: bytes, ending: Ending) -> None:
+        """Emit an attempt's end; after it the attempt emits nothing."""
+        key = (ending.request_id, ending.attempt)
+        self._stream(peer, key, ending.end_index).ending = ending
+        self._fresh[(peer, key)] = None
+
+    def acknowledge(self, peer: bytes, ack: EmissionAck) -> None:
+        """Forget what the gateway has."""
+        streams = self._streams.get(peer, {})
+        for taken in ack.taken:
+            stream = streams.get((taken.request_id, taken.attempt))
+            if stream is not None and taken.next_index > stream.base:
+                num_taken = min(taken.next_index, stream.end) - stream.base
+                del stream.ids[:num_taken], stream.logprobs[:num_taken]
+                stream.base += num_taken
+                stream.sent = max(stream.sent, stream.base)
+        for key in ack.ended:
+            streams.pop(key, None)
+            self._fresh.pop((peer, key), None)
+        if not streams:
+            self._streams.pop(peer, None)
+
+    def close(self, peer: bytes, key: RequestKey) -> None:
+        """Nobody wants this attempt's tokens any more."""
+        self._streams.get(peer, {}).pop(key, None)
+        self._fresh.pop((peer, key), None)
+
+    def drop_peer(self, peer: bytes) -> None:
+        """The gateway is dead."""
+        for key in self._streams.pop(peer, {}):
+            self._fresh.pop((peer, key), None)
+
+    @property
+    def num_unacknowledged(self) -> int:
+        """Attempts with tokens or endings that no gateway has confirmed."""
+        return sum(
+            bool(s.ids or s.ending) for streams in self._streams.values() for s in streams.values()
+        )
+
+    def flush(self, epoch: int, now: float) -> list[tuple[bytes, Emission]]:
+        """Messages to send now: everything new, and what waits too long for its acknowledgement."""
+        self._find_overdue(now)
+        drafts: dict[bytes, list[_Draft]] = {}
+        for peer, key in self._fresh:
+            stream = self._streams[peer][key]
+            parts = drafts.setdefault(peer, [_Draft()])
+            while stream.has_news:
+                if parts[-1].cost >= MAX_MESSAGE_COST:
+                    parts.append(_Draft())
+                parts[-1].fill(key, stream, now)
+        self._fresh.clear()
+        return [(p, self._emission(d, epoch)) for p, parts in drafts.items() for d in parts]
+
+    def _emission(self, draft: _Draft, epoch: int) -> Emission:
+        return Emission(
+            node_id=self._node_id,
+            incarnation=self._incarnation,
+            epoch=epoch,
+            deltas=tuple(draft.deltas),
+            endings=tuple(draft.endings),
+            prefills=tuple(draft.prefills),
+        )
+
+    def _stream(self, peer: bytes, key: RequestKey, index: int) -> _Stream:
+        streams = self._streams.setdefault(peer, {})
+        if key not in streams:
+            streams[key] = _Stream(base=index, sent=index)
+        return streams[key]
+
+    def _find_overdue(self, now: float) -> None:
+        if now < self._next_resend_at:
+            return
+        self._next_resend_at = now + RESEND_AFTER_S / 2
+        for peer, streams in self._streams.items():
+            for key, stream in streams.items():
+                is_waiting = bool(stream.ids) or stream.ending is not None
+                if is_waiting and not stream.has_news and now - stream.sent_at > RESEND_AFTER_S:
+                    stream.sent, stream.is_ending_sent = stream.base, False
+                    self._fresh[(peer, key)] = None
+                    self.num_resent += 1

@@ -1,0 +1,75 @@
+"""What a role must offer to the node that hosts it.
+
+A guest owns its queue, its hand-offs and what becomes of results; the node owns the loop, the
+device and the pages.
+"""
+
+from typing import Protocol
+
+import msgspec
+
+from node.actions import NodeAction
+from node.resident import Resident
+from node.runner import Sampled, SequenceStep
+from scheduling.views import RequestKey, SequenceView
+from tandem.messages.common import NodeRef
+
+
+class Guest(Protocol):
+    """A role: prefill or decode. Every method is called by the step thread, between steps."""
+
+    def command(self, peer: bytes, message: msgspec.Struct, now: float) -> list[NodeAction]:
+        """A message of this role from a peer that dialled the node."""
+
+    def answer(self, node_id: str, message: msgspec.Struct, now: float) -> list[NodeAction]:
+        """A message from a node that this node dialled."""
+
+    def cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
+        """End this attempt and earlier ones, known or not yet known."""
+
+    def bulk_event(self, event: object, now: float) -> list[NodeAction]:
+        """The bulk thread reports."""
+
+    def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
+        """A node that this guest exchanges pages with is gone, or refused the exchange."""
+
+    def tick(self, now: float) -> list[NodeAction]:
+        """Time has passed, or pages were freed: start what can start, resend what is due."""
+
+    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep:
+        """Work for one request of a validated plan."""
+
+    def computed(
+        self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float
+    ) -> list[NodeAction]:
+        """The step ran."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests, hand-offs and leftovers that this guest still minds."""
+
+
+class PrefillRole(Guest, Protocol):
+    """The prefill guest as the node and the decode guest see it."""
+
+    def views(self) -> tuple[SequenceView, ...]:
+        """Prompts that may run now, first first."""
+
+    def start_local(self, resident: Resident, now: float) -> None:
+        """Compute a prompt for the decode guest of this node, without a transfer."""
+
+    def num_waiting(self) -> tuple[int, int]:
+        """Prompts not yet finished, and their tokens not yet computed."""
+
+
+class DecodeRole(Guest, Protocol):
+    """The decode guest as the node sees it."""
+
+    def waiting(self) -> tuple[SequenceView, ...]:
+        """Requests with KV that no policy has admitted yet."""
+
+    def running(self) -> tuple[SequenceView, ...]:
+        """Admitted requests."""
+
+    def admit(self, key: RequestKey, now: float) -> None:
+        """The policy admitted it."""

@@ -1,0 +1,49 @@
+"""The node's side of the bargain with policies: a plan is cut down to what is legal. Pure."""
+
+from dataclasses import dataclass
+
+from scheduling.views import NodeView, RequestKey, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPlan:
+    """A legal plan, and how many of the policy's wishes were not."""
+
+    plan: StepPlan
+    num_dropped: int
+
+
+def check_plan(plan: StepPlan, view: NodeView) -> CheckedPlan:
+    """Drop unknown or repeated requests, and rows and tokens over the node's limits."""
+    running = {s.key for s in view.running}
+    waiting = {s.key for s in view.waiting}
+    todo = {s.key: s.num_tokens - s.num_computed for s in view.prefill}
+    num_rows = view.max_num_seqs - len(running)
+    admit = _unique([k for k in plan.admit if k in waiting])[: max(0, num_rows)]
+    decode = _unique([k for k in plan.decode if k in running or k in admit])
+    padding = plan.padding_contexts[: view.max_num_seqs - len(decode)]
+    budget = view.max_num_batched_tokens - len(decode) - len(padding)
+    prefill: dict[RequestKey, int] = {}
+    for key, num_tokens in plan.prefill:
+        num_allowed = min(num_tokens, todo.get(key, 0), budget)
+        if num_allowed > 0 and key not in prefill:
+            prefill[key] = num_allowed
+            budget -= num_allowed
+    num_dropped = (
+        (len(plan.admit) - len(admit))
+        + (len(plan.decode) - len(decode))
+        + (len(plan.padding_contexts) - len(padding))
+        + (sum(n for _, n in plan.prefill) - sum(prefill.values()))
+    )
+    legal = StepPlan(
+        decode=tuple(decode),
+        prefill=tuple(prefill.items()),
+        admit=tuple(admit),
+        padding_contexts=padding,
+        wake_at=plan.wake_at,
+    )
+    return CheckedPlan(legal, num_dropped)
+
+
+def _unique(keys: list[RequestKey]) -> list[RequestKey]:
+    return list(dict.fromkeys(keys))

@@ -1,0 +1,154 @@
+"""One request attempt on a node: its tokens, its pages, how far its KV is computed."""
+
+import numpy as np
+
+from node.runner import Int32Array, SampleRequest, SequenceStep
+from scheduling.views import RequestKey, SequenceView
+from tandem.messages.common import FinishReason
+from tandem.messages.serving import RequestSpec
+
+
+class Resident:
+    """Tokens and pages of an attempt. `peer` is the routing identity of its gateway.
+
+    Token indices are absolute: `prompt + output`, where output includes what earlier attempts
+    delivered. The KV of tokens below `num_computed` is in `pages`; `num_promised` further pages
+    are set aside in the ledger for its growth.
+    """
+
+    def __init__(self, spec: RequestSpec, *, peer: bytes, now: float, page_size: int) -> None:
+        assert spec.params.max_tokens is not None
+        self.spec = spec
+        self.peer = peer
+        self.key: RequestKey = (spec.request_id, spec.attempt)
+        self.arrived_at = now
+        self.num_prompt_tokens = len(spec.prompt_ids)
+        self.num_tokens = self.num_prompt_tokens + len(spec.output_ids)
+        self.max_total_tokens = self.num_prompt_tokens + spec.params.max_tokens
+        self.num_computed = 0
+        self.num_cached = 0
+        self.num_promised = 0
+        self.page_hashes: list[bytes] = []  # of its first full pages, extended as asked
+        self._page_size = page_size
+        self._ids: Int32Array = np.zeros(max(self.max_total_tokens, self.num_tokens), np.int32)
+        self._ids[: self.num_prompt_tokens] = spec.prompt_ids.array
+        self._ids[self.num_prompt_tokens : self.num_tokens] = spec.output_ids.array
+        self._table: Int32Array = np.zeros(-(-len(self._ids) // page_size), np.int32)
+        self._num_pages = 0
+
+    @property
+    def token_ids(self) -> Int32Array:
+        """Known tokens, prompt and output."""
+        return self._ids[: self.num_tokens]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens known so far, earlier attempts included."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def pages(self) -> list[int]:
+        """Pages in token order."""
+        pages: list[int] = self._table[: self._num_pages].tolist()
+        return pages
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that it has."""
+        return self._num_pages
+
+    @property
+    def num_missing_pages(self) -> int:
+        """Pages that its next token needs beyond those it has (0 or 1 while decoding)."""
+        return -(-self.num_tokens // self._page_size) - self._num_pages
+
+    @property
+    def num_final_pages(self) -> int:
+        """Pages at full length; the KV of the last token is never needed."""
+        return -(-max(self.max_total_tokens - 1, self.num_tokens) // self._page_size)
+
+    def add_pages(self, pages: list[int]) -> None:
+        """Append pages."""
+        self._table[self._num_pages : self._num_pages + len(pages)] = pages
+        self._num_pages += len(pages)
+
+    def drop_pages(self) -> list[int]:
+        """Give all pages away and forget what was computed."""
+        pages = self.pages
+        self._num_pages = 0
+        self.num_computed = 0
+        return pages
+
+    def append(self, token_id: int) -> None:
+        """Add a sampled token."""
+        self._ids[self.num_tokens] = token_id
+        self.num_tokens += 1
+
+    def step(self, num_new: int, eos_token_ids: tuple[int, ...]) -> SequenceStep:
+        """The next `num_new` tokens as work for the runner; samples when they reach the end."""
+        end = self.num_computed + num_new
+        return SequenceStep(
+            token_ids=self._ids[self.num_computed : end],
+            start=self.num_computed,
+            block_table=self._table[: self._num_pages],
+            sample=self._sample(eos_token_ids) if end == self.num_tokens else None,
+        )
+
+    def _sample(self, eos_token_ids: tuple[int, ...]) -> SampleRequest:
+        return SampleRequest(
+            params=self.spec.params,
+            seed=self.spec.seed,
+            choice=self.spec.choice,
+            output_index=self.num_output_tokens,
+            prompt_ids=self._ids[: self.num_prompt_tokens],
+            output_ids=self._ids[self.num_prompt_tokens : self.num_tokens],
+            eos_token_ids=eos_token_ids,
+        )
+
+    def view(self) -> SequenceView:
+        """What policies see."""
+        return SequenceView(
+            key=self.key,
+            age=self.spec.sequence,
+            arrived_at=self.arrived_at,
+            priority=self.spec.priority,
+            tenant=self.spec.tenant,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_tokens=self.num_tokens,
+            num_computed=self.num_computed,
+            max_total_tokens=self.max_total_tokens,
+        )
+
+
+def finish_reason(resident: Resident, eos_token_ids: tuple[int, ...]) -> FinishReason | None:
+    """Whether the newest token ends the request: a stop token, or the length limit."""
+    token_id = int(resident.token_ids[-1])
+    params = resident.spec.params
+    ends = token_id in params.stop_token_ids
+    ends = ends or (token_id in eos_token_ids and not params.ignore_eos)
+    if ends and resident.num_output_tokens >= params.min_tokens:
+        return "stop"
+    return "length" if resident.num_tokens >= resident.max_total_tokens else None
+
+
+class Attempts:
+    """The highest attempt of each request that has ended here; bounded, oldest forgotten first.
+
+    A command for a closed attempt, or one older than it, is late and must not start again.
+    """
+
+    def __init__(self, limit: int = 20_000) -> None:
+        self._limit = limit
+        self._closed: dict[bytes, int] = {}
+
+    def close(self, key: RequestKey) -> None:
+        """This attempt and all earlier ones are over."""
+        request_id, attempt = key
+        highest = max(attempt, self._closed.pop(request_id, 0))
+        self._closed[request_id] = highest
+        if len(self._closed) > self._limit:
+            del self._closed[next(iter(self._closed))]
+
+    def is_closed(self, key: RequestKey) -> bool:
+        """Whether the attempt is over."""
+        return key[1] <= self._closed.get(key[0], 0)

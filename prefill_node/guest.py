@@ -1,0 +1,333 @@
+"""The prefill guest: a queue of prompts, their chunks, their hand-off to decode nodes. Pure.
+
+Order of claims for a remote prompt: its own pages first, then the owner's. Where the owner has no
+room the own pages are given back and the next prompt runs; the reserve stays queued there.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+import msgspec
+
+from kv_transfer import actions as kv
+from kv_transfer.outgoing import OutgoingTransfers
+from node.actions import NodeAction, Reply, SendToNode
+from node.resident import Attempts, Resident, finish_reason
+from node.runner import Sampled, SequenceStep
+from node.state import NodeState
+from scheduling.prefill_policies import PrefillPolicy
+from scheduling.views import RequestKey, SequenceView
+from tandem.frames import Blob
+from tandem.messages.common import ErrorCode, NodeRef, PrefillReport, TokenLogprobs
+from tandem.messages.serving import CommandAck, Ending, Prefill
+
+
+class LocalDecode(Protocol):
+    """The decode guest of the same node: the `inproc` end of a hand-off, no transfer needed."""
+
+    def local_done(self, resident: Resident, token: kv.FirstToken, now: float) -> None:
+        """The prompt's KV is in the resident's pages, which change hands."""
+
+    def local_failed(self, key: RequestKey, code: ErrorCode, message: str, now: float) -> None:
+        """The prompt cannot be computed."""
+
+
+class Phase(Enum):
+    """Where a prompt is on its way."""
+
+    QUEUED = auto()  # holds nothing
+    RESERVING = auto()  # has its pages, asks the owner for room
+    PARKED = auto()  # the owner has no room; own pages given back
+    GRANTED = auto()  # the owner has room; own pages not yet retaken
+    RUNNABLE = auto()  # has everything
+    SENDING = auto()  # computed; the owner has not verified all of it yet
+    CLOSING = auto()  # ended; a copy may still read its pages
+
+
+@dataclass(slots=True)
+class Job:
+    """One prompt. `decode` is None for a prompt of this node's own decode guest."""
+
+    resident: Resident
+    decode: NodeRef | None
+    phase: Phase = Phase.QUEUED
+    is_reserved: bool = False
+    started_at: float | None = None
+    first_token: kv.FirstToken | None = None
+
+
+class PrefillGuest:
+    """See the module. `lookahead_tokens` bounds the prompts that hold pages before they run."""
+
+    def __init__(
+        self,
+        state: NodeState,
+        transfers: OutgoingTransfers,
+        policy: PrefillPolicy,
+        *,
+        lookahead_tokens: int,
+        local: LocalDecode,
+    ) -> None:
+        self._state = state
+        self._transfers = transfers
+        self._policy = policy
+        self._lookahead_tokens = lookahead_tokens
+        self._local = local
+        self._jobs: dict[RequestKey, Job] = {}
+        self._attempts = Attempts()
+
+    # --- commands ---------------------------------------------------------------------------
+
+    def command(self, peer: bytes, message: msgspec.Struct, now: float) -> list[NodeAction]:
+        """Take a `Prefill`; a repeated or late one is only acknowledged."""
+        assert isinstance(message, Prefill)
+        spec = message.spec
+        key = (spec.request_id, spec.attempt)
+        if key not in self._jobs and not self._attempts.is_closed(key):
+            page_size = self._state.identity.layout.page_size
+            resident = Resident(spec, peer=peer, now=now, page_size=page_size)
+            self._jobs[key] = Job(resident, message.decode)
+        ack = CommandAck(command="prefill", request_id=key[0], attempt=key[1])
+        return [Reply(peer, ack)]
+
+    def start_local(self, resident: Resident, now: float) -> None:
+        """Compute a prompt for the decode guest of this node, without a transfer."""
+        self._jobs[resident.key] = Job(resident, None)
+
+    def cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
+        """End this attempt and earlier ones, known or not yet known."""
+        self._attempts.close(key)
+        actions = self._obey(self._transfers.cancel(key, now), now)
+        for known in [k for k in self._jobs if k[0] == key[0] and k[1] <= key[1]]:
+            job = self._jobs[known]
+            self._state.emitter.close(job.resident.peer, known)
+            actions += self._end(job, now)
+        return actions
+
+    # --- the hand-off -----------------------------------------------------------------------
+
+    def answer(self, node_id: str, message: msgspec.Struct, now: float) -> list[NodeAction]:
+        """The owner of a hand-off answers."""
+        return self._obey(self._transfers.handle(node_id, message, now), now)
+
+    def bulk_event(self, event: object, now: float) -> list[NodeAction]:
+        """A copy returned."""
+        assert isinstance(event, kv.PagesWritten | kv.WriteFailed)
+        return self._obey(self._transfers.bulk_event(event, now), now)
+
+    def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
+        """An owner is gone: its transfers fail."""
+        return self._obey(self._transfers.peer_lost(node.node_id, reason, now), now)
+
+    def _obey(self, wanted: list[kv.OutgoingAction], now: float) -> list[NodeAction]:
+        actions: list[NodeAction] = []
+        for action in wanted:
+            match action:
+                case kv.SendToOwner(owner, message):
+                    actions.append(SendToNode(owner, message))
+                case kv.Granted(key):
+                    self._on_granted(key)
+                case kv.Parked(key):
+                    self._on_parked(key)
+                case kv.Committed(key) | kv.SourceReleased(key):
+                    self._on_progress(key, is_released=isinstance(action, kv.SourceReleased))
+                case kv.TransferFailed(key, code, message):
+                    actions += self._on_failed(key, code, message, now)
+                case _:
+                    actions.append(action)
+        return actions
+
+    def _on_granted(self, key: RequestKey) -> None:
+        job = self._jobs.get(key)
+        if job is not None and job.phase in (Phase.RESERVING, Phase.PARKED):
+            has_pages = job.phase is Phase.RESERVING
+            job.phase = Phase.RUNNABLE if has_pages else Phase.GRANTED
+
+    def _on_parked(self, key: RequestKey) -> None:
+        job = self._jobs.get(key)
+        if job is not None and job.phase is Phase.RESERVING:
+            self._state.give_back(job.resident)
+            job.phase = Phase.PARKED
+
+    def _on_progress(self, key: RequestKey, *, is_released: bool) -> None:
+        job = self._jobs.get(key)
+        if job is not None and is_released:
+            self._state.give_back(job.resident)
+            self._attempts.close(key)
+            del self._jobs[key]
+
+    def _on_failed(
+        self, key: RequestKey, code: ErrorCode, message: str, now: float
+    ) -> list[NodeAction]:
+        job = self._jobs.get(key)
+        if job is not None and job.phase is not Phase.CLOSING:
+            self._emit_end(job, code, message, now)
+            job.phase = Phase.CLOSING
+        return []
+
+    # --- running ----------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[NodeAction]:
+        """Start prompts while pages and the look-ahead last; resend what is due."""
+        actions = self._obey(self._transfers.tick(now), now)
+        num_tokens = sum(
+            job.resident.num_tokens - job.resident.num_computed
+            for job in self._jobs.values()
+            if job.phase in (Phase.RESERVING, Phase.RUNNABLE)
+        )
+        for job in self._in_order(Phase.GRANTED) + self._in_order(Phase.QUEUED):
+            if num_tokens >= self._lookahead_tokens or not self._claim_pages(job):
+                break
+            num_tokens += job.resident.num_tokens - job.resident.num_computed
+            actions += self._start(job, now)
+        return actions
+
+    def _in_order(self, phase: Phase) -> list[Job]:
+        jobs = [job for job in self._jobs.values() if job.phase is phase]
+        return sorted(jobs, key=lambda job: self._policy.key(job.resident.view()))
+
+    def _claim_pages(self, job: Job) -> bool:
+        resident = job.resident
+        growth = 0
+        if job.decode is None:
+            growth = resident.num_final_pages - resident.num_missing_pages
+        return self._state.take_prefix(resident, growth)
+
+    def _start(self, job: Job, now: float) -> list[NodeAction]:
+        resident = job.resident
+        if job.decode is None or job.phase is Phase.GRANTED:
+            job.phase = Phase.RUNNABLE
+            return []
+        job.phase = Phase.RESERVING
+        return self._obey(
+            self._transfers.start(
+                resident.key,
+                job.decode,
+                num_tokens=resident.num_tokens,
+                max_total_tokens=resident.max_total_tokens,
+                sequence=resident.spec.sequence,
+                deadline_s=resident.spec.deadline_s,
+                page_hashes=Blob(),
+                now=now,
+            ),
+            now,
+        )
+
+    def views(self) -> tuple[SequenceView, ...]:
+        """Prompts that may run now: those already begun, then the policy's order."""
+        jobs = self._in_order(Phase.RUNNABLE)
+        jobs.sort(key=lambda job: job.started_at is None)
+        return tuple(job.resident.view() for job in jobs)
+
+    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep:
+        """The next chunk of a prompt."""
+        job = self._jobs[key]
+        if job.started_at is None:
+            job.started_at = now
+        return job.resident.step(num_tokens, self._state.identity.eos_token_ids)
+
+    def computed(
+        self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float
+    ) -> list[NodeAction]:
+        """A chunk is in the pages: ship what is complete; at the prompt's end, hand over."""
+        job = self._jobs[key]
+        resident = job.resident
+        resident.num_computed += num_tokens
+        self._state.index_pages(resident)
+        if sampled is not None:
+            return self._finish(job, sampled, now)
+        if job.decode is None:
+            return []
+        num_full = resident.num_computed // self._state.identity.layout.page_size
+        return self._obey(self._transfers.pages_computed(key, resident.pages[:num_full], now), now)
+
+    def _finish(self, job: Job, sampled: Sampled, now: float) -> list[NodeAction]:
+        resident = job.resident
+        if sampled.error is not None:
+            self._emit_end(job, "internal", sampled.error, now)
+            return self._end(job, now)
+        token = self._first_token(job, sampled, now)
+        if job.decode is None:
+            del self._jobs[resident.key]
+            self._attempts.close(resident.key)
+            self._local.local_done(resident, token, now)
+            return []
+        pages = resident.pages
+        index = resident.num_output_tokens
+        emitter = self._state.emitter
+        emitter.prefilled(resident.peer, resident.key, index, token.report)
+        emitter.token(resident.peer, resident.key, index, token.token_id, token.logprobs)
+        resident.append(token.token_id)
+        reason = finish_reason(resident, self._state.identity.eos_token_ids)
+        if reason is not None:
+            ending = Ending(
+                request_id=resident.key[0],
+                attempt=resident.key[1],
+                end_index=resident.num_output_tokens,
+                reason=reason,
+                prefill=token.report,
+            )
+            emitter.end(resident.peer, ending)
+            return self._end(job, now)
+        job.phase = Phase.SENDING
+        return self._obey(self._transfers.finish(resident.key, pages, token, now), now)
+
+    def _first_token(self, job: Job, sampled: Sampled, now: float) -> kv.FirstToken:
+        arrived_at = job.resident.arrived_at
+        assert job.started_at is not None
+        logprobs = None
+        if sampled.logprob is not None:
+            logprobs = TokenLogprobs(logprob=sampled.logprob, top=sampled.top_logprobs)
+        report = PrefillReport(
+            node_id=self._state.identity.node_id,
+            started_after_s=max(0.0, job.started_at - arrived_at),
+            first_token_after_s=max(0.0, now - arrived_at),
+            num_cached_tokens=job.resident.num_cached,
+        )
+        return kv.FirstToken(sampled.token_id, logprobs, report)
+
+    # --- ending -----------------------------------------------------------------------------
+
+    def _emit_end(self, job: Job, code: ErrorCode, message: str, now: float) -> None:
+        resident = job.resident
+        if job.decode is None:
+            self._local.local_failed(resident.key, code, message, now)
+            return
+        ending = Ending(
+            request_id=resident.key[0],
+            attempt=resident.key[1],
+            end_index=resident.num_output_tokens,
+            reason="failed",
+            code=code,
+            message=message,
+        )
+        self._state.emitter.end(resident.peer, ending)
+
+    def _end(self, job: Job, now: float) -> list[NodeAction]:
+        """Stop a job in any phase; its pages go when no copy reads them."""
+        key = job.resident.key
+        self._attempts.close(key)
+        if job.phase is Phase.CLOSING:
+            return []
+        is_known_to_owner = job.phase is not Phase.QUEUED and job.decode is not None
+        job.phase = Phase.CLOSING
+        if is_known_to_owner:
+            return self._obey(self._transfers.cancel(key, now), now)
+        self._state.give_back(job.resident)
+        del self._jobs[key]
+        return []
+
+    @property
+    def num_requests(self) -> int:
+        """Jobs and transfers not yet over."""
+        return max(len(self._jobs), self._transfers.num_live)
+
+    def num_waiting(self) -> tuple[int, int]:
+        """Prompts not yet computed, and their tokens to compute."""
+        todo = [
+            job.resident.num_tokens - job.resident.num_computed
+            for job in self._jobs.values()
+            if job.phase not in (Phase.SENDING, Phase.CLOSING)
+        ]
+        return len(todo), sum(todo)
