@@ -42,7 +42,8 @@ def decode_attention_reference(
     masked = ~valid[:, None, None, :]
     scores = ((grouped @ key.mT) * scale).masked_fill(masked, float("-inf"))
     weights = torch.softmax(scores, dim=-1).masked_fill(masked, 0.0)
-    return (weights @ value).reshape(q.shape).to(q.dtype)
+    out: torch.Tensor = (weights @ value).reshape(q.shape)
+    return out.to(q.dtype)
 
 
 @triton.jit(do_not_specialize=["layer", "table_stride", "num_splits"])
@@ -219,6 +220,7 @@ def decode_attention(
         DIRECT=num_splits == 1,
         TILE=32 if q.dtype == torch.float32 else 64,
         BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
+        enable_fp_fusion=True,
         num_warps=4,
         num_stages=3,
         **common,
@@ -232,6 +234,7 @@ def decode_attention(
             num_splits,
             NUM_HEADS=num_heads,
             SPLIT_TILE=16,
+            enable_fp_fusion=True,
             num_warps=4,
             **common,
         )

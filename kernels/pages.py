@@ -76,5 +76,6 @@ def _copy_pages(
         PAGE_WORDS=page_words,
         BLOCK=block,
         GATHER=gather,
+        enable_fp_fusion=True,
         num_warps=4,
     )

@@ -3,8 +3,8 @@
     out[t, h] = sum_j softmax_j(scale * q[t, h] . K[j, h // G]) V[j, h // G]
     over j in max(0, positions[t] - window + 1) .. positions[t],   G = Hq / Hkv
 
-q [T, Hq, D]; sequence s owns rows query_starts[s] : query_starts[s + 1] (int32 [S + 1], 0 to T; some
-may be empty), their positions int32 [T]; position j of sequence s is slot j % N of page
+q [T, Hq, D]; sequence s owns rows query_starts[s] : query_starts[s + 1] (int32 [S + 1], 0 to T;
+empty ones allowed), their positions int32 [T]; position j of sequence s is slot j % N of page
 block_tables[s, j // N] (int32 [S, max_pages], entries behind the last position may be anything);
 pool [P, L, 2, Hkv, N, D]. Keys and values of the rows themselves are already in their pages.
 """
@@ -60,7 +60,8 @@ def _attend(
     distance = positions.unsqueeze(1) - torch.arange(num_keys, device=q.device)
     masked = distance < 0 if window is None else (distance < 0) | (distance >= window)
     weights = torch.softmax(scores.masked_fill(masked, float("-inf")), dim=-1)
-    return (weights @ value).permute(2, 0, 1, 3).reshape(q.shape).to(q.dtype)
+    out: torch.Tensor = (weights @ value).permute(2, 0, 1, 3).reshape(q.shape)
+    return out.to(q.dtype)
 
 
 @triton.jit(do_not_specialize=["layer", "table_stride", "num_sequences"])
@@ -212,6 +213,7 @@ def prefill_attention(
         ROWS=rows,
         TILE=64 if half else 32,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
+        enable_fp_fusion=True,
         num_warps=8,
         num_stages=3,
     )

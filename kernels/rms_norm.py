@@ -71,6 +71,7 @@ def rms_norm(
         HIDDEN=hidden,
         BLOCK=triton.next_power_of_2(hidden),
         HAS_RESIDUAL=residual is not None,
+        enable_fp_fusion=True,
         num_warps=4 if hidden <= 2048 else 8,
     )
     return normed, residual_out

@@ -194,6 +194,7 @@ def rope_write(
         HAS_K_NORM=k_norm is not None,
         BLOCK_GROUP=triton.next_power_of_2(group),
         BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
+        enable_fp_fusion=True,
         num_warps=1 if group * head_dim <= 512 else 4,
     )
     return q_out

@@ -42,5 +42,7 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
         return out
     block = min(1024, triton.next_power_of_2(width))
     grid = (num_rows, triton.cdiv(width, block))
-    _silu_and_mul_kernel[grid](gate_up, out, WIDTH=width, BLOCK=block, num_warps=4)
+    _silu_and_mul_kernel[grid](
+        gate_up, out, WIDTH=width, BLOCK=block, enable_fp_fusion=True, num_warps=4
+    )
     return out

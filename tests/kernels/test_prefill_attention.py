@@ -50,7 +50,7 @@ def test_chunks_and_windows(page_size, dtype, window, make_cache, assert_same):
 def test_a_row_does_not_depend_on_its_chunk(window, dtype, make_cache, device):
     """Not one bit: a prompt at once, in chunks, and behind another sequence.
 
-    On a GPU only: the interpreter multiplies with BLAS, whose bits depend on a row's place in a tile.
+    On a GPU only: the interpreter multiplies with BLAS, whose bits vary with a row's place.
     """
     cache = make_cache([150], 1, 64, 16, dtype)
     q = torch.randn(150, 4, 64).to(device, dtype)

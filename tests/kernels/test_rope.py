@@ -37,12 +37,11 @@ def test_rope_write(
     num_heads, num_kv_heads, head_dim, page_size, with_norm, dtype, device, assert_same
 ):
     inputs = make_inputs(4, num_heads, num_kv_heads, head_dim, page_size, dtype, device)
-    norms = {}
-    if with_norm:
-        norms = {name: torch.randn(head_dim).to(device, dtype) for name in ("q_norm", "k_norm")}
+    weights = torch.randn(2, head_dim).to(device, dtype)
+    norms = dict(zip(("q_norm", "k_norm"), weights, strict=True)) if with_norm else {}
     expected_pool = inputs["pool"].clone()
     expected = rope_write_reference(**inputs | norms | {"pool": expected_pool})
-    assert_same(rope_write(**inputs, **norms), expected)
+    assert_same(rope_write(**inputs | norms), expected)
     assert_same(inputs["pool"], expected_pool)
     untouched = expected_pool == 7.0
     assert torch.equal(inputs["pool"] == 7.0, untouched)

@@ -1,0 +1,64 @@
+"""The kernels compile for sm_90 without spilling, and move their bytes 16 at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+H200_SHARED_BYTES = 227 * 1024
+
+
+@pytest.fixture
+def compile_row():
+    """Compiles one row of the matrix in a process without the interpreter."""
+
+    def run(label: str) -> dict[str, list[dict[str, int]]]:
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / "tests/kernels/compile_sm90.py"), label]
+        lines = subprocess.check_output(command, env=environment, text=True).splitlines()
+        by_name: dict[str, list[dict[str, int]]] = {}
+        for line in map(json.loads, lines):
+            by_name.setdefault(line["name"], []).append(line)
+        return by_name
+
+    return run
+
+
+def assert_nothing_spills(kernels: list[dict[str, int]]) -> None:
+    for kernel in kernels:
+        assert kernel["stack_bytes"] == 0, kernel
+        assert kernel["local_accesses"] == 0, kernel
+        assert kernel["shared_bytes"] <= H200_SHARED_BYTES, kernel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("label", "tile_bytes"), [("bfloat16 128 16 4 None", 16384), ("float16 64 64 1 4096", 8192)]
+)
+def test_attention_and_rope(label, tile_bytes, compile_row):
+    kernels = compile_row(label)
+    assert set(kernels) == {
+        "decode_split_kernel",
+        "decode_merge_kernel",
+        "prefill_kernel",
+        "rope_write_kernel",
+    }
+    assert_nothing_spills([kernel for group in kernels.values() for kernel in group])
+    for kernel in kernels["decode_split_kernel"] + kernels["prefill_kernel"]:
+        assert kernel["wide_async_copies"] > 0, kernel
+        assert kernel["tensor_core_products"] > 0, kernel
+        # Two tiles of keys and two of values in flight: one means that the page index is not ahead.
+        assert kernel["shared_bytes"] >= 4 * tile_bytes, kernel
+
+
+@pytest.mark.slow
+def test_row_kernels(compile_row):
+    kernels = compile_row("bfloat16 4096")
+    assert set(kernels) == {"rms_norm_kernel", "silu_and_mul_kernel", "copy_pages_kernel"}
+    assert_nothing_spills([kernel for group in kernels.values() for kernel in group])
+    assert all(kernel["wide_accesses"] > 0 for group in kernels.values() for kernel in group)
