@@ -113,8 +113,10 @@ def leaks_since(before: Belongings) -> list[str]:
     leaks += [f"thread {thread.name}" for thread in now.threads - before.threads]
     more = now.descriptors - before.descriptors
     leaks += [f"{count} more {kind} descriptors" for kind, count in more.items()]
-    unused = now.shared_memory - before.shared_memory - mapped_by_others()
-    return leaks + [f"/dev/shm/{name}" for name in sorted(unused)]
+    segments = now.shared_memory - before.shared_memory
+    if segments:
+        segments -= mapped_by_others()
+    return leaks + [f"/dev/shm/{name}" for name in sorted(segments)]
 
 
 def mapped_by_others() -> frozenset[str]:

@@ -21,6 +21,9 @@ def test_grandchild():
 def test_thread():
     threading.Thread(target=time.sleep, args=(2,), name="straggler").start()
 
+def test_shared_memory():
+    open("/dev/shm/tandem-leak-guard-test", "x").close()
+
 def test_socket():
     kept.append(socket.socket())
 
@@ -35,6 +38,7 @@ EXPECTED = {
     "test_process": r"process \d+: sleep 20$",
     "test_grandchild": r"process \d+: sleep 21$",
     "test_thread": r"thread straggler$",
+    "test_shared_memory": r"/dev/shm/tandem-leak-guard-test$",
     "test_socket": r"1 more socket descriptors$",
     "test_memfd": r"1 more memfd descriptors$",
 }
@@ -47,12 +51,15 @@ def errors(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[s
     guard = (repository / "tests" / "conftest.py").read_text()
     (folder / "conftest.py").write_text(guard.replace("GRACE_S = 2.0", "GRACE_S = 0.2"))
     path = folder / "test_leaky.py"
+    segment = Path("/dev/shm/tandem-leak-guard-test")
+    segment.unlink(missing_ok=True)
     path.write_text(LEAKY_TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null"]
     command += ["--import-mode=importlib", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=25, cwd=repository)
+    segment.unlink()
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    assert "7 passed" in done.stdout
     found = re.findall(r"^_+ ERROR at teardown of (\w+) _+\nleft behind: (.*)$", done.stdout, re.M)
     return dict(found)
 
@@ -64,4 +71,7 @@ def test_leak_is_found(name: str, errors: dict[str, str]) -> None:
 
 def test_clean_test_is_not_blamed(errors: dict[str, str]) -> None:
     """As the last test it carries the session's finding: the two descriptors that were kept."""
-    assert errors["test_clean"] == "1 more socket descriptors; 1 more memfd descriptors"
+    assert errors["test_clean"].endswith(
+        "1 more socket descriptors; 1 more memfd descriptors; /dev/shm/tandem-leak-guard-test"
+    )
+    assert "process" not in errors["test_clean"]
