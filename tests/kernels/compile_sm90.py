@@ -123,14 +123,17 @@ def resources(cubin: bytes) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("labels", nargs="*", help="rows of the matrix; all where none is given")
-    wanted = parser.parse_args().labels
+    parser.add_argument("--list", action="store_true", help="only name the rows")
+    options = parser.parse_args()
     matrix: list[tuple[tuple, Callable]] = [(shape, attention_calls) for shape in ATTENTION]
     matrix += [(shape, row_calls) for shape in WIDTHS]
+    rows = {" ".join(map(str, shape)): (shape, calls) for shape, calls in matrix}
+    if options.list:
+        print(*rows, sep="\n")
+        return
     compiled = compile_instead_of_launching()
-    for shape, calls in matrix:
-        label = " ".join(map(str, shape))
-        if wanted and label not in wanted:
-            continue
+    for label in options.labels or rows:
+        shape, calls = rows[label]
         for call in calls(getattr(torch, shape[0]), *shape[1:]):
             compiled.clear()
             call()
