@@ -104,6 +104,7 @@ class PageLedger:
         while len(self._free) < num_pages:
             page, _ = self._cached.popitem(last=False)
             self._set(page, PageState.FREE)
+            self._free.append(page)
             self._evicted.append(page)
             self.num_evicted += 1
         pages = [self._free.popleft() for _ in range(num_pages)]

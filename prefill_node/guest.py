@@ -18,7 +18,6 @@ from node.runner import Sampled, SequenceStep
 from node.state import NodeState
 from scheduling.prefill_policies import PrefillPolicy
 from scheduling.views import RequestKey, SequenceView
-from tandem.frames import Blob
 from tandem.messages.common import ErrorCode, NodeRef, PrefillReport, TokenLogprobs
 from tandem.messages.serving import CommandAck, Ending, Prefill
 
@@ -98,7 +97,7 @@ class PrefillGuest:
     def cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
         """End this attempt and earlier ones, known or not yet known."""
         self._attempts.close(key)
-        actions = self._obey(self._transfers.cancel(key, now), now)
+        actions: list[NodeAction] = []
         for known in [k for k in self._jobs if k[0] == key[0] and k[1] <= key[1]]:
             job = self._jobs[known]
             self._state.emitter.close(job.resident.peer, known)
@@ -118,7 +117,7 @@ class PrefillGuest:
 
     def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
         """An owner is gone: its transfers fail."""
-        return self._obey(self._transfers.peer_lost(node.node_id, reason, now), now)
+        return self._obey(self._transfers.peer_lost(node.node_id, now), now)
 
     def _obey(self, wanted: list[kv.OutgoingAction], now: float) -> list[NodeAction]:
         actions: list[NodeAction] = []
@@ -130,10 +129,12 @@ class PrefillGuest:
                     self._on_granted(key)
                 case kv.Parked(key):
                     self._on_parked(key)
-                case kv.Committed(key) | kv.SourceReleased(key):
-                    self._on_progress(key, is_released=isinstance(action, kv.SourceReleased))
+                case kv.SourceReleased(key):
+                    self._on_released(key)
+                case kv.Committed():
+                    pass  # the decode node carries on; the pages go with SourceReleased
                 case kv.TransferFailed(key, code, message):
-                    actions += self._on_failed(key, code, message, now)
+                    self._on_failed(key, code, message, now)
                 case _:
                     actions.append(action)
         return actions
@@ -150,21 +151,17 @@ class PrefillGuest:
             self._state.give_back(job.resident)
             job.phase = Phase.PARKED
 
-    def _on_progress(self, key: RequestKey, *, is_released: bool) -> None:
-        job = self._jobs.get(key)
-        if job is not None and is_released:
+    def _on_released(self, key: RequestKey) -> None:
+        job = self._jobs.pop(key, None)
+        if job is not None:
             self._state.give_back(job.resident)
             self._attempts.close(key)
-            del self._jobs[key]
 
-    def _on_failed(
-        self, key: RequestKey, code: ErrorCode, message: str, now: float
-    ) -> list[NodeAction]:
+    def _on_failed(self, key: RequestKey, code: ErrorCode, message: str, now: float) -> None:
         job = self._jobs.get(key)
         if job is not None and job.phase is not Phase.CLOSING:
             self._emit_end(job, code, message, now)
             job.phase = Phase.CLOSING
-        return []
 
     # --- running ----------------------------------------------------------------------------
 
@@ -208,7 +205,7 @@ class PrefillGuest:
                 max_total_tokens=resident.max_total_tokens,
                 sequence=resident.spec.sequence,
                 deadline_s=resident.spec.deadline_s,
-                page_hashes=Blob(),
+                page_hashes=b"",
                 now=now,
             ),
             now,
@@ -321,7 +318,7 @@ class PrefillGuest:
     @property
     def num_requests(self) -> int:
         """Jobs and transfers not yet over."""
-        return max(len(self._jobs), self._transfers.num_live)
+        return max(len(self._jobs), len(self._transfers.live()))
 
     def num_waiting(self) -> tuple[int, int]:
         """Prompts not yet computed, and their tokens to compute."""

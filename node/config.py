@@ -1,0 +1,81 @@
+"""Everything an operator may say about a node: one definition for flags, environment and file."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tandem.config import Help
+
+Transport = Literal["auto", "shared_memory", "zmq"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """A node: prefill, decode or both, as its weights say."""
+
+    model: Annotated[str, Help("model folder, or a Hub name to download")]
+    name: Annotated[str | None, Help("node name, unique in the deployment; default: made up")] = (
+        None
+    )
+    host: Annotated[str, Help("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Help("control port; 0 picks a free one")] = 0
+    advertised_host: Annotated[
+        str | None, Help("host that other machines reach this node by; default: host")
+    ] = None
+    coordinator: Annotated[str, Help("address of the coordinator")] = "tcp://127.0.0.1:7300"
+    served_model_name: Annotated[
+        str | None, Help("name that clients call the model by; default: the folder's name")
+    ] = None
+    device: Annotated[str, Help("cpu, cuda or cuda:N")] = "cpu"
+    dtype: Annotated[
+        Literal["auto", "float64", "float32", "bfloat16", "float16"],
+        Help("of weights and KV; auto: float32 on the CPU, else the checkpoint's"),
+    ] = "auto"
+    numerics: Annotated[
+        Literal["invariant", "fast"],
+        Help("invariant: a token's bits do not depend on what shares its batch"),
+    ] = "invariant"
+    page_size: Annotated[int, Help("tokens of a KV page")] = 16
+    num_pages: Annotated[int | None, Help("KV pages; default: what memory-share gives")] = None
+    memory_share: Annotated[
+        float, Help("share of the memory left after loading that KV pages may take")
+    ] = 0.2
+    max_model_len: Annotated[
+        int | None, Help("longest prompt plus answer in tokens; default: the model's")
+    ] = None
+    max_num_seqs: Annotated[int, Help("requests decoded in one step at most")] = 64
+    max_num_batched_tokens: Annotated[
+        int, Help("tokens of one step at most; the size of a prefill chunk")
+    ] = 512
+    prefill_weight: Annotated[float, Help("share of prefill; 0 closes the role")] = 1.0
+    decode_weight: Annotated[float, Help("share of decode; 0 closes the role")] = 1.0
+    batch_policy: Annotated[
+        str, Help("fifo (continuous), or the baselines static and static-dropping")
+    ] = "fifo"
+    transport: Annotated[
+        Transport, Help("how KV leaves this node; auto: shared memory on one host, else zmq")
+    ] = "auto"
+    run_dir: Annotated[
+        str | None, Help("folder for Unix sockets; default: a private temporary one")
+    ] = None
+    drain_s: Annotated[float, Help("how long Ctrl-C waits for running requests")] = 30.0
+    allow_unauthenticated: Annotated[
+        bool, Help("listen beyond loopback although there are no keys")
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say."""
+        if self.max_num_seqs < 1 or self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max-num-seqs {self.max_num_seqs} must be at least 1 and at most "
+                f"max-num-batched-tokens {self.max_num_batched_tokens}"
+            )
+        if min(self.prefill_weight, self.decode_weight) < 0 or not (
+            self.prefill_weight or self.decode_weight
+        ):
+            raise ValueError(
+                "prefill-weight and decode-weight: one must be positive, none negative"
+            )
+        if self.page_size < 1 or self.page_size & (self.page_size - 1):
+            raise ValueError(f"page-size {self.page_size} is not a power of two; use 16")
+        if not 0 < self.memory_share <= 1:
+            raise ValueError(f"memory-share {self.memory_share} is not within (0, 1]; use 0.2")

@@ -1,0 +1,138 @@
+"""This node's own links to the page owners that it writes to: dialled on demand, greeted first.
+
+Messages wait until the owner has welcomed the writer, and the pages' transport is open.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+import zmq.asyncio
+
+from node.core import Event, FromNode, NodeLost
+from tandem.messages.common import NodeRef
+from tandem.messages.handoff import FromOwner, OwnerRefused, OwnerWelcome, WriterHello
+from tandem.sockets import Link, peer_identity
+
+HELLO_S = 1.0
+MAX_WAITING = 10_000
+
+
+class PageExchange(Protocol):
+    """The node's bulk side: who may exchange pages with it, and the thread that moves them."""
+
+    def hello(self, epoch: int) -> WriterHello:
+        """How this node introduces itself to a page owner."""
+
+    def answer(self, writer: bytes, hello: WriterHello) -> msgspec.Struct:
+        """How this node, as an owner, answers a writer."""
+
+    def open_owner(self, welcome: OwnerWelcome) -> str | None:
+        """The owner chose a transport: open it; an error text where that fails."""
+
+    def submit(self, request: object) -> None:
+        """Hand a bulk request to the thread that moves pages."""
+
+    def close(self) -> None:
+        """End the thread and release memory, sockets and descriptors."""
+
+
+@dataclass(slots=True)
+class _Owner:
+    node: NodeRef
+    link: Link[Any]
+    task: asyncio.Task[None] | None = None
+    is_open: bool = False
+    waiting: list[msgspec.Struct] = field(default_factory=list)
+
+
+class Owners:
+    """Links by node id; a node that came back as another incarnation replaces its old link."""
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        exchange: PageExchange,
+        *,
+        node_id: str,
+        incarnation: int,
+        offer: Callable[[Event], bool],
+    ) -> None:
+        self._context = context
+        self._exchange = exchange
+        self._identity = peer_identity("node", node_id, incarnation)
+        self._offer = offer
+        self._owners: dict[str, _Owner] = {}
+        self.epoch = 0
+
+    def send(self, node: NodeRef, message: msgspec.Struct) -> None:
+        """Send, or keep until the owner's welcome."""
+        owner = self._owners.get(node.node_id)
+        if owner is not None and owner.node.incarnation != node.incarnation:
+            if owner.node.epoch > node.epoch:
+                return  # the past of a node that came back
+            self.close(owner.node, "the node came back as another process")
+            owner = None
+        if owner is None:
+            owner = self._open(node)
+        if owner.is_open:
+            owner.link.send(message)
+        elif len(owner.waiting) < MAX_WAITING:
+            owner.waiting.append(message)  # what does not fit is resent by its machine
+
+    def close(self, node: NodeRef, reason: str) -> None:
+        """Give a link up; its transfers fail."""
+        owner = self._owners.pop(node.node_id, None)
+        if owner is None:
+            return
+        if owner.task is not None:
+            owner.task.cancel()
+        owner.link.close()
+        self._offer(NodeLost(owner.node, reason))
+
+    def close_all(self) -> None:
+        """Close every link."""
+        for owner in list(self._owners.values()):
+            self.close(owner.node, "this node stops")
+
+    def _open(self, node: NodeRef) -> _Owner:
+        link: Link[Any] = Link(
+            self._context, FromOwner, identity=self._identity, address=node.control_address
+        )
+        owner = self._owners[node.node_id] = _Owner(node, link)
+        owner.task = asyncio.create_task(self._serve(owner))
+        return owner
+
+    async def _serve(self, owner: _Owner) -> None:
+        greeting = asyncio.create_task(self._greet(owner))
+        try:
+            async for message in owner.link.messages():
+                if isinstance(message, OwnerWelcome):
+                    self._welcomed(owner, message)
+                elif isinstance(message, OwnerRefused):
+                    self._offer(NodeLost(owner.node, message.reason))
+                    owner.waiting.clear()
+                else:
+                    self._offer(FromNode(owner.node.node_id, message))
+        finally:
+            greeting.cancel()
+
+    async def _greet(self, owner: _Owner) -> None:
+        while not owner.is_open:
+            owner.link.send(self._exchange.hello(self.epoch))
+            await asyncio.sleep(HELLO_S)
+
+    def _welcomed(self, owner: _Owner, welcome: OwnerWelcome) -> None:
+        if owner.is_open:
+            return
+        problem = self._exchange.open_owner(welcome)
+        if problem is not None:
+            self._offer(NodeLost(owner.node, problem))
+            owner.waiting.clear()
+            return
+        owner.is_open = True
+        for message in owner.waiting:
+            owner.link.send(message)
+        owner.waiting.clear()

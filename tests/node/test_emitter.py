@@ -1,0 +1,114 @@
+"""Emission: everything reaches the gateway once it acknowledges, whatever is lost before."""
+
+import random
+
+from node.emitter import MAX_MESSAGE_COST, RESEND_AFTER_S, Emitter
+from tandem.codec import MAX_CONTROL_BYTES, encode
+from tandem.messages.common import TokenLogprobs
+from tandem.messages.serving import Emission, EmissionAck, Ending, TokensTaken
+
+PEER = b"gateway/g/1"
+
+
+def key(n: int) -> tuple[bytes, int]:
+    return (n.to_bytes(16, "big"), 1)
+
+
+def ending(n: int, end_index: int) -> Ending:
+    return Ending(request_id=key(n)[0], attempt=1, end_index=end_index, reason="stop")
+
+
+class Sink:
+    """A gateway that keeps what it is sent and can acknowledge it."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[tuple[bytes, int], dict[int, int]] = {}
+        self.ended: set[tuple[bytes, int]] = set()
+
+    def take(self, emission: Emission) -> EmissionAck:
+        for delta in emission.deltas:
+            known = self.tokens.setdefault((delta.request_id, delta.attempt), {})
+            for index, token_id in enumerate(delta.ids, delta.start):
+                assert known.setdefault(index, token_id) == token_id
+        for end in emission.endings:
+            k = (end.request_id, end.attempt)
+            if self.tokens.get(k) and self.next_index(k) == end.end_index:
+                self.ended.add(k)  # an ending counts once everything before it is here
+        return EmissionAck(
+            taken=tuple(
+                TokensTaken(request_id=k[0], attempt=k[1], next_index=self.next_index(k))
+                for k in self.tokens
+            ),
+            ended=tuple(self.ended),
+        )
+
+    def next_index(self, k: tuple[bytes, int]) -> int:
+        known = self.tokens[k]
+        return next(i for i in range(len(known) + 1) if i not in known)
+
+
+def test_tokens_of_a_step_share_one_message_per_gateway() -> None:
+    emitter = Emitter("n", 1)
+    for n in range(5):
+        emitter.token(PEER, key(n), 0, 100 + n, None)
+    emitter.token(b"other", key(9), 3, 7, None)
+    sent = dict(emitter.flush(4, 0.0))
+    assert len(sent) == 2
+    assert [d.ids for d in sent[PEER].deltas] == [(100,), (101,), (102,), (103,), (104,)]
+    assert (sent[b"other"].deltas[0].start, sent[b"other"].epoch) == (3, 4)
+    assert emitter.flush(4, 0.1) == []
+
+
+def test_lossy_network_delivers_everything_and_leaves_nothing() -> None:
+    rng = random.Random(7)
+    emitter, sink, now = Emitter("n", 1), Sink(), 0.0
+    for index in range(200):
+        now += 0.02
+        for n in range(4):
+            if index < 50 * (n + 1):
+                emitter.token(PEER, key(n), index, 1000 * n + index, None)
+            if index == 50 * (n + 1) - 1:
+                emitter.end(PEER, ending(n, index + 1))
+        for _, emission in emitter.flush(1, now):
+            if rng.random() < 0.6:
+                ack = sink.take(emission)
+                if rng.random() < 0.6:
+                    emitter.acknowledge(PEER, ack)
+    for _ in range(60):
+        now += RESEND_AFTER_S
+        for _, emission in emitter.flush(1, now):
+            if rng.random() < 0.6:
+                emitter.acknowledge(PEER, sink.take(emission))
+    assert emitter.num_unacknowledged == 0
+    assert emitter.num_resent > 0
+    for n in range(4):
+        assert sink.tokens[key(n)] == {i: 1000 * n + i for i in range(50 * (n + 1))}
+    assert sink.ended == {key(n) for n in range(4)}
+
+
+def test_long_backlogs_are_cut_into_messages_within_the_frame_limit() -> None:
+    emitter, sink = Emitter("n", 1), Sink()
+    logprobs = TokenLogprobs(logprob=-0.1, top=tuple((i, -float(i)) for i in range(20)))
+    for index in range(600):
+        emitter.token(PEER, key(1), index, index, logprobs)
+    emitter.end(PEER, ending(1, 600))
+    messages = [emission for _, emission in emitter.flush(1, 0.0)]
+    assert len(messages) > 1
+    assert all(len(encode(m)[1]) <= MAX_CONTROL_BYTES for m in messages)
+    for message in messages:
+        ack = sink.take(message)
+    emitter.acknowledge(PEER, ack)
+    assert len(sink.tokens[key(1)]) == 600
+    assert emitter.num_unacknowledged == 0
+    assert MAX_MESSAGE_COST < MAX_CONTROL_BYTES
+
+
+def test_closed_attempts_and_dead_gateways_are_forgotten() -> None:
+    emitter = Emitter("n", 1)
+    emitter.token(PEER, key(1), 0, 5, None)
+    emitter.token(PEER, key(2), 0, 5, None)
+    emitter.close(PEER, key(1))
+    assert [d.request_id for d in emitter.flush(1, 0.0)[0][1].deltas] == [key(2)[0]]
+    emitter.drop_peer(PEER)
+    assert emitter.flush(1, 10.0) == []
+    assert emitter.num_unacknowledged == 0
