@@ -165,7 +165,9 @@ def test_pyproject_lists_exactly_the_package_folders() -> None:
     }
     assert not without_init, f"these folders need an __init__.py: {sorted(without_init)}"
     assert sorted(listed) == sorted(folders), "[tool.setuptools] packages and the folders differ"
-    checked = [name for name in settings["tool"]["mypy"]["files"] if name != "tests"]
+    checked = [
+        name for name in settings["tool"]["mypy"]["files"] if name not in {"scripts", "tests"}
+    ]
     assert sorted(checked) == PACKAGES, "[tool.mypy] files and the folders differ"
 
 
