@@ -128,14 +128,17 @@ class OpenGrant:
 
 @dataclass(frozen=True, slots=True)
 class CloseGrant:
-    """Bulk: take nothing more for this grant. Answered by `GrantClosed`."""
+    """Bulk: take nothing more for this grant and forget it. Answered by `GrantClosed`."""
 
     grant_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyPages:
-    """Bulk: once all pages are there, compare checksums. Answered by `PagesVerified`."""
+    """Bulk: take nothing more for this grant, compare checksums. Answered by `PagesVerified`.
+
+    The writer committed, so every page is there, or never will be. `CloseGrant` follows.
+    """
 
     key: TransferKey
     grant_id: int
@@ -147,11 +150,13 @@ class VerifyPages:
 class Arrived:
     """For the decode guest: the attempt's KV is READY in `pages`, which the guest now owns.
 
-    The pages hold `num_tokens` tokens; `first_token` comes after them.
+    The pages hold `num_tokens` tokens; `first_token` comes after them. `num_promised` further pages
+    are promised in the ledger for growth; taking or unpromising them is the guest's business now.
     """
 
     key: TransferKey
     pages: tuple[int, ...]
+    num_promised: int
     num_tokens: int
     num_bytes: int
     first_token: FirstToken

@@ -1,0 +1,397 @@
+"""The writer's side of every hand-off of a node: reserve, write, commit, drain. Pure.
+
+A transfer's source pages may be reused once `SourceReleased` came: exactly once per `start`, and
+only when no copy runs or will run. `Drained` is final: after it nothing is written under its key.
+A guest that calls `cancel` gets no `TransferFailed`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from kv_transfer.actions import (
+    BulkEvent,
+    Committed,
+    FirstToken,
+    Granted,
+    OutgoingAction,
+    PagesWritten,
+    SendToOwner,
+    SourceReleased,
+    StopWriting,
+    TransferFailed,
+    TransferKey,
+    WriteFailed,
+    WritePages,
+)
+from tandem.frames import Blob
+from tandem.messages.common import ErrorCode, NodeRef
+from tandem.messages.handoff import (
+    ChunkSum,
+    Commit,
+    CommitAck,
+    Drained,
+    DrainedAck,
+    FromOwner,
+    Grant,
+    Progress,
+    Reserve,
+    ReserveDenied,
+    ReserveQueued,
+    Revoke,
+)
+from tandem.outbox import Outbox
+
+BEAT_S = 1.0  # a progress report per second renews the grant's lease while the prompt computes
+MAX_CHUNKS = 2048  # what a Commit may list
+MAX_ENDED = 16_384  # keys under which nothing may ever be written again
+
+
+class OutgoingPhase(Enum):
+    """Where a live transfer is."""
+
+    RESERVING = "reserving"
+    WRITING = "writing"
+    COMMITTING = "committing"
+    STOPPING = "stopping"
+
+
+@dataclass(slots=True)
+class _Transfer:
+    key: TransferKey
+    owner: NodeRef
+    num_tokens: int
+    deadline: float | None
+    phase: OutgoingPhase = OutgoingPhase.RESERVING
+    grant_id: int = 0
+    target_pages: tuple[int, ...] = ()
+    num_skipped: int = 0  # leading source pages that the owner has in its cache
+    source_pages: tuple[int, ...] = ()  # complete so far, in prompt order
+    num_asked: int = 0  # positions of the grant whose writing was asked for
+    writing: dict[int, int] = field(default_factory=dict)  # first position -> pages
+    chunks: dict[int, ChunkSum] = field(default_factory=dict)
+    first_token: FirstToken | None = None
+    next_beat: float = 0.0
+    owner_lives: bool = True
+
+    @property
+    def is_written(self) -> bool:
+        """All pages are there and the first token is known: time to commit."""
+        done = self.num_asked == len(self.target_pages) and not self.writing
+        return done and self.first_token is not None
+
+
+class OutgoingTransfers:
+    """All transfers of one node towards other nodes' pools.
+
+    Every method returns what the shell has to do, in order. `num_ignored` counts late, duplicate,
+    stale and unknown messages; none of them does harm.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._live: dict[TransferKey, _Transfer] = {}
+        self._ended: OrderedDict[TransferKey, None] = OrderedDict()
+        self._owners: dict[str, NodeRef] = {}
+        # At most one message per key waits for an answer: Reserve, then Commit, or else Drained.
+        self._outbox: Outbox[TransferKey, str] = Outbox()
+        self._actions: list[OutgoingAction] = []
+        self.num_ignored = 0
+
+    def start(
+        self,
+        key: TransferKey,
+        owner: NodeRef,
+        *,
+        num_tokens: int,
+        max_total_tokens: int,
+        sequence: int,
+        deadline_s: float | None,
+        page_hashes: bytes,
+        now: float,
+    ) -> list[OutgoingAction]:
+        """Ask `owner` for pages for `num_tokens` tokens. Each attempt is started once."""
+        assert key not in self._live, key
+        known = self._owners.get(owner.node_id)
+        if key in self._ended or (known is not None and known.epoch > owner.epoch):
+            code: ErrorCode = "cancelled" if key in self._ended else "node_failed"
+            reason = f"{owner.node_id} at epoch {owner.epoch} takes nothing more for this attempt"
+            self._actions += [TransferFailed(key, code, reason), SourceReleased(key)]
+            return self._take(now)
+        if known is not None and known.epoch < owner.epoch:
+            self._lose(owner.node_id, now)
+        self._owners[owner.node_id] = owner
+        deadline = None if deadline_s is None else now + deadline_s
+        self._live[key] = _Transfer(key, owner, num_tokens, deadline)
+        reserve = Reserve(
+            request_id=key[0],
+            attempt=key[1],
+            num_tokens=num_tokens,
+            max_total_tokens=max_total_tokens,
+            sequence=sequence,
+            deadline_s=deadline_s,
+            page_hashes=Blob(page_hashes),
+        )
+        self._outbox.send(key, owner.node_id, reserve, now)
+        return self._take(now)
+
+    def pages_computed(
+        self, key: TransferKey, source_pages: Sequence[int], now: float
+    ) -> list[OutgoingAction]:
+        """Tell all source pages that are complete so far, in prompt order."""
+        transfer = self._live.get(key)
+        if transfer is None or transfer.phase is OutgoingPhase.STOPPING:
+            return self._take(now)  # it failed meanwhile; the guest was told
+        assert len(source_pages) >= len(transfer.source_pages), "complete pages stay complete"
+        assert len(source_pages) <= self._num_pages(transfer), len(source_pages)
+        transfer.source_pages = tuple(source_pages)
+        self._advance(transfer, now)
+        return self._take(now)
+
+    def finish(
+        self,
+        key: TransferKey,
+        source_pages: Sequence[int],
+        first_token: FirstToken,
+        now: float,
+    ) -> list[OutgoingAction]:
+        """The prompt is computed: all source pages, the partial last one included, and token 0."""
+        transfer = self._live.get(key)
+        if transfer is None or transfer.phase is OutgoingPhase.STOPPING:
+            return self._take(now)
+        assert len(source_pages) == self._num_pages(transfer), len(source_pages)
+        transfer.first_token = first_token
+        transfer.source_pages = tuple(source_pages)
+        self._advance(transfer, now)
+        return self._take(now)
+
+    def cancel(self, key: TransferKey, now: float) -> list[OutgoingAction]:
+        """The guest wants no transfer (any more), in whatever phase, or before it started."""
+        transfer = self._live.get(key)
+        if transfer is None:
+            self._remember_ended(key)
+        else:
+            self._stop(transfer, now)
+        return self._take(now)
+
+    def handle(self, owner_id: str, message: FromOwner, now: float) -> list[OutgoingAction]:
+        """A message on the link to `owner_id`; the handshake is the shell's business."""
+        match message:
+            case Grant() | Revoke() | CommitAck() | ReserveDenied() | ReserveQueued():
+                key = (message.request_id, message.attempt)
+                transfer = self._live.get(key)
+                if transfer is None:
+                    self._answer_unknown(owner_id, key, message, now)
+                elif transfer.owner.node_id != owner_id:
+                    self.num_ignored += 1
+                else:
+                    self._answer(transfer, message, now)
+            case DrainedAck():
+                key = (message.request_id, message.attempt)
+                told = key not in self._live and self._outbox.acknowledge(key)
+                self.num_ignored += not told
+            case _:
+                self.num_ignored += 1
+        return self._take(now)
+
+    def bulk_event(self, event: BulkEvent, now: float) -> list[OutgoingAction]:
+        """A copy returned, or will not run: nothing touches its source and target pages now."""
+        if not isinstance(event, PagesWritten | WriteFailed):
+            return self._take(now)
+        first = event.chunk.first if isinstance(event, PagesWritten) else event.first
+        transfer = self._live.get(event.key)
+        if transfer is None or transfer.writing.pop(first, None) is None:
+            self.num_ignored += 1
+            return self._take(now)
+        if transfer.phase is OutgoingPhase.STOPPING:
+            if not transfer.writing:
+                self._end(transfer, now)
+        elif isinstance(event, PagesWritten):
+            transfer.chunks[first] = event.chunk
+            self._advance(transfer, now)
+        else:
+            self._fail(transfer, "transfer_failed", event.reason, now)
+        return self._take(now)
+
+    def peer_lost(self, owner_id: str, now: float) -> list[OutgoingAction]:
+        """The link to a node is down or its epoch replaced: its transfers cannot end well."""
+        self._lose(owner_id, now)
+        return self._take(now)
+
+    def tick(self, now: float) -> list[OutgoingAction]:
+        """Resends, deadlines and beats; call it a few times per second."""
+        for transfer in list(self._live.values()):
+            if transfer.phase is OutgoingPhase.STOPPING:
+                continue
+            if transfer.deadline is not None and now >= transfer.deadline:
+                reason = f"the hand-off to {transfer.owner.node_id} did not end before the deadline"
+                self._fail(transfer, "deadline_exceeded", reason, now)
+            elif transfer.phase is OutgoingPhase.WRITING and now >= transfer.next_beat:
+                self._beat(transfer, now)
+        return self._take(now)
+
+    def live(self) -> dict[TransferKey, OutgoingPhase]:
+        """Transfers whose source pages are held or whose outcome is open."""
+        return {key: transfer.phase for key, transfer in self._live.items()}
+
+    @property
+    def num_unacknowledged(self) -> int:
+        """Messages that some owner has not answered yet."""
+        return len(self._outbox)
+
+    # --- what messages do ------------------------------------------------------------------------
+
+    def _answer_unknown(
+        self, owner_id: str, key: TransferKey, message: FromOwner, now: float
+    ) -> None:
+        """Nothing is or will be written under the key: say so where the owner may doubt it."""
+        self.num_ignored += 1
+        if isinstance(message, Grant | Revoke) and owner_id in self._owners:
+            self._remember_ended(key)
+            self._tell_drained(owner_id, key, now)
+
+    def _answer(self, transfer: _Transfer, message: FromOwner, now: float) -> None:
+        phase = transfer.phase
+        match message:
+            case ReserveQueued() if phase is OutgoingPhase.RESERVING:
+                pass  # the Reserve stays in the outbox: asking again keeps its place alive
+            case Grant() if phase is OutgoingPhase.RESERVING:
+                self._accept(transfer, message, now)
+            case ReserveDenied() if phase is OutgoingPhase.RESERVING:
+                transfer.owner_lives = False  # there is no grant to drain
+                self._fail(transfer, message.code, message.message, now)
+            case CommitAck() if phase is OutgoingPhase.COMMITTING and message.error is None:
+                self._actions.append(Committed(transfer.key))
+                self._outbox.acknowledge(transfer.key)
+                del self._live[transfer.key]
+                self._remember_ended(transfer.key)
+            case CommitAck() if phase is OutgoingPhase.COMMITTING:
+                self._fail(transfer, "transfer_failed", message.error or "", now)
+            case Revoke() if phase is not OutgoingPhase.STOPPING:
+                reason = f"{transfer.owner.node_id} withdrew the attempt"
+                self._fail(transfer, "transfer_failed", reason, now)
+            case _:
+                self.num_ignored += 1
+
+    def _accept(self, transfer: _Transfer, grant: Grant, now: float) -> None:
+        self._outbox.acknowledge(transfer.key)
+        transfer.num_skipped = grant.num_cached_tokens // self._page_size
+        transfer.target_pages = tuple(grant.page_indices.array.tolist())
+        transfer.grant_id = grant.grant_id
+        wanted = self._num_pages(transfer) - transfer.num_skipped
+        is_sound = (
+            grant.num_cached_tokens % self._page_size == 0
+            and len(set(transfer.target_pages)) == len(transfer.target_pages) == wanted
+            and min(transfer.target_pages, default=0) >= 0
+        )
+        if not is_sound:
+            reason = (
+                f"{transfer.owner.node_id} granted {len(transfer.target_pages)} pages after "
+                f"{grant.num_cached_tokens} cached tokens for {transfer.num_tokens} tokens; "
+                f"pages here have {self._page_size}"
+            )
+            self._fail(transfer, "transfer_failed", reason, now)
+            return
+        transfer.phase = OutgoingPhase.WRITING
+        transfer.next_beat = now + BEAT_S
+        self._actions.append(Granted(transfer.key))
+        self._advance(transfer, now)
+
+    # --- steps of a transfer ---------------------------------------------------------------------
+
+    def _advance(self, transfer: _Transfer, now: float) -> None:
+        """Write what can be written; commit when all of it is there."""
+        if transfer.phase is not OutgoingPhase.WRITING:
+            return
+        first = transfer.num_asked
+        ready = transfer.source_pages[transfer.num_skipped + first :]
+        num_chunks = len(transfer.chunks) + len(transfer.writing)
+        # The last place in the Commit's list is kept for all that remains at the end.
+        if ready and (num_chunks < MAX_CHUNKS - 1 or transfer.first_token is not None):
+            transfer.num_asked += len(ready)
+            transfer.writing[first] = len(ready)
+            targets = transfer.target_pages[first : transfer.num_asked]
+            self._actions.append(
+                WritePages(transfer.key, transfer.owner, transfer.grant_id, first, ready, targets)
+            )
+            if first == 0:
+                self._beat(transfer, now)
+        if transfer.is_written:
+            self._commit(transfer, now)
+
+    def _commit(self, transfer: _Transfer, now: float) -> None:
+        assert transfer.first_token is not None
+        transfer.phase = OutgoingPhase.COMMITTING
+        commit = Commit(
+            request_id=transfer.key[0],
+            attempt=transfer.key[1],
+            grant_id=transfer.grant_id,
+            num_tokens=transfer.num_tokens,
+            chunks=tuple(transfer.chunks[first] for first in sorted(transfer.chunks)),
+            first_token_id=transfer.first_token.token_id,
+            first_logprobs=transfer.first_token.logprobs,
+            report=transfer.first_token.report,
+        )
+        self._outbox.send(transfer.key, transfer.owner.node_id, commit, now)
+        self._actions.append(SourceReleased(transfer.key))
+
+    def _beat(self, transfer: _Transfer, now: float) -> None:
+        transfer.next_beat = now + BEAT_S
+        progress = Progress(
+            request_id=transfer.key[0],
+            attempt=transfer.key[1],
+            grant_id=transfer.grant_id,
+            num_pages_written=transfer.num_asked,
+        )
+        self._actions.append(SendToOwner(transfer.owner, progress))
+
+    def _fail(self, transfer: _Transfer, code: ErrorCode, message: str, now: float) -> None:
+        self._actions.append(TransferFailed(transfer.key, code, message[:2000]))
+        self._stop(transfer, now)
+
+    def _stop(self, transfer: _Transfer, now: float) -> None:
+        """Write nothing more; the end comes when the last copy returned."""
+        if transfer.phase is OutgoingPhase.STOPPING:
+            return
+        self._outbox.acknowledge(transfer.key)
+        if transfer.writing:
+            transfer.phase = OutgoingPhase.STOPPING
+            self._actions.append(StopWriting(transfer.key))
+        else:
+            self._end(transfer, now)
+
+    def _end(self, transfer: _Transfer, now: float) -> None:
+        if transfer.phase is not OutgoingPhase.COMMITTING:
+            self._actions.append(SourceReleased(transfer.key))
+        del self._live[transfer.key]
+        self._remember_ended(transfer.key)
+        if transfer.owner_lives:
+            self._tell_drained(transfer.owner.node_id, transfer.key, now)
+
+    def _lose(self, owner_id: str, now: float) -> None:
+        """Should the owner live after all, it asks by Revoke and is told Drained then."""
+        self._outbox.drop_destination(owner_id)
+        for transfer in list(self._live.values()):
+            if transfer.owner.node_id == owner_id and transfer.owner_lives:
+                transfer.owner_lives = False
+                if transfer.phase is not OutgoingPhase.STOPPING:
+                    self._fail(transfer, "node_failed", f"lost the link to {owner_id}", now)
+
+    def _num_pages(self, transfer: _Transfer) -> int:
+        return -(-transfer.num_tokens // self._page_size)
+
+    def _tell_drained(self, owner_id: str, key: TransferKey, now: float) -> None:
+        self._outbox.send(key, owner_id, Drained(request_id=key[0], attempt=key[1]), now)
+
+    def _remember_ended(self, key: TransferKey) -> None:
+        self._ended[key] = None
+        self._ended.move_to_end(key)
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    def _take(self, now: float) -> list[OutgoingAction]:
+        for owner_id, message in self._outbox.due(now):
+            self._actions.append(SendToOwner(self._owners[owner_id], message))
+        actions, self._actions = self._actions, []
+        return actions
