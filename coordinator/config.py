@@ -1,0 +1,28 @@
+"""What an operator may set on a coordinator; flags, variables and file keys follow from it."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from scheduling.sla import DEFAULT_CLASSES
+from tandem.config import Help
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorConfig:
+    """Run the coordinator: membership, placement and SLA accounting of one deployment."""
+
+    host: Annotated[str, Help("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Help("port to listen on; 0 picks a free one")] = 7300
+    allow_unauthenticated: Annotated[
+        bool, Help("listen on an address that other machines reach, without keys")
+    ] = False
+    lease_s: Annotated[float, Help("seconds without a heartbeat after which a node is down")] = 3.0
+    heartbeat_s: Annotated[float, Help("seconds between heartbeats, told to nodes")] = 0.5
+    placement_policy: Annotated[str, Help("how nodes are chosen: least_loaded")] = "least_loaded"
+    sla_classes: Annotated[
+        tuple[str, ...], Help("SLA classes, each as name:ttft_ms:tpot_ms:attainment")
+    ] = DEFAULT_CLASSES
+    default_class: Annotated[str, Help("SLA class of requests that name none")] = "standard"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Help("least severe log lines shown")
+    ] = "info"

@@ -1,0 +1,35 @@
+"""What the asyncio shell of every process does: stop on signals, run loops until then, log."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGINT and SIGTERM set; call it inside the running loop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def run_until(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> None:
+    """Run the loops until `stop` is set or one of them ends; its error is raised, the rest end."""
+    tasks = [asyncio.ensure_future(loop) for loop in loops]
+    stopped = asyncio.ensure_future(stop.wait())
+    done, pending = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for ended in done:
+        ended.result()
+
+
+def log_to_stderr(level: str) -> None:
+    """Show log lines from `level` on, one line each; standard output is for results."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

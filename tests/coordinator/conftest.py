@@ -1,0 +1,164 @@
+"""A coordinator core, and messages of well-formed members to feed it with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from coordinator.actions import Send
+from coordinator.config import CoordinatorConfig
+from coordinator.core import Coordinator
+from tandem.frames import Blob
+from tandem.layout import KVLayout
+from tandem.messages.common import ModelIdentity
+from tandem.messages.membership import Heartbeat, NodeHello, NodeLoad, PageCounts, RoleWeights
+from tandem.messages.placement import GatewayHello, Place, RequestEnded
+
+START = 100.0
+MODEL = ModelIdentity(
+    served_name="demo",
+    weights_fingerprint="w1",
+    tokenizer_fingerprint="t1",
+    dtype="float32",
+    max_model_len=4096,
+    vocab_size=4000,
+)
+LAYOUT = KVLayout(num_layers=2, num_kv_heads=2, head_dim=8, page_size=16, dtype="float32")
+ROLES = {"prefill": (1.0, 0.0), "decode": (0.0, 1.0), "mixed": (1.0, 1.0)}
+
+
+def make_load(num_pages: int = 64, **counts: int) -> NodeLoad:
+    """An idle node's load but for `counts`; `used` pages are active."""
+    used = counts.pop("used", 0)
+    zero = dict.fromkeys(PageCounts.__struct_fields__, 0)
+    pages = PageCounts(**{**zero, "free": num_pages - used, "active": used})
+    fields = dict.fromkeys(NodeLoad.__struct_fields__, 0)
+    return NodeLoad(**{**fields, "step_age_s": 0.0, "pages": pages, **counts})
+
+
+@dataclass
+class Cluster:
+    """The core with a clock; each method is a message, and returns what is sent, by peer."""
+
+    core: Coordinator
+    now: float = START
+    epochs: dict[str, int] = field(default_factory=dict)
+    sequences: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def send(self, peer: str, message: msgspec.Struct) -> list[tuple[str, msgspec.Struct]]:
+        return self._collect(self.core.handle(peer.encode(), message, self.now))
+
+    def pass_time(self, seconds: float) -> list[tuple[str, msgspec.Struct]]:
+        sent = []
+        for _ in range(round(seconds / 0.1)):
+            self.now += 0.1
+            sent += self._collect(self.core.tick(self.now))
+        return sent
+
+    def _collect(self, actions):
+        self.notes += [a.text for a in actions if not isinstance(a, Send)]
+        return [(a.peer.decode(), a.message) for a in actions if isinstance(a, Send)]
+
+    def node_hello(self, node_id: str, role: str, incarnation: int = 1, **changes) -> NodeHello:
+        prefill, decode = ROLES[role]
+        fields = {
+            "node_id": node_id,
+            "incarnation": incarnation,
+            "control_address": f"tcp://127.0.0.1:{7400 + len(self.epochs)}",
+            "weights": RoleWeights(prefill=prefill, decode=decode),
+            "model": MODEL,
+            "layout": LAYOUT,
+            "num_pages": 64,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 512,
+            "device": "cpu",
+        }
+        return NodeHello(**{**fields, **changes})
+
+    def join(self, node_id: str, role: str, incarnation: int = 1, **changes):
+        """Say hello as a node; returns the answer to it."""
+        sent = self.send(node_id, self.node_hello(node_id, role, incarnation, **changes))
+        answer = next(message for peer, message in sent if peer == node_id)
+        self.epochs[node_id] = getattr(answer, "epoch", 0)
+        return answer
+
+    def beat(self, node_id: str, incarnation: int = 1, draining: bool = False, **counts: int):
+        """A heartbeat of an admitted node; returns the answer."""
+        self.sequences[node_id] = self.sequences.get(node_id, 0) + 1
+        heartbeat = Heartbeat(
+            node_id=node_id,
+            incarnation=incarnation,
+            epoch=self.epochs[node_id],
+            sequence=self.sequences[node_id],
+            draining=draining,
+            load=make_load(**counts),
+        )
+        ((_, answer),) = self.send(node_id, heartbeat)
+        return answer
+
+    def gateway_hello(
+        self, gateway_id: str = "gw", incarnation: int = 9, model: ModelIdentity = MODEL
+    ) -> GatewayHello:
+        return GatewayHello(
+            gateway_id=gateway_id, incarnation=incarnation, model=model, num_live_requests=0
+        )
+
+    def greet(self, gateway_id: str = "gw", incarnation: int = 9, model: ModelIdentity = MODEL):
+        """Say hello as a gateway; returns the answer."""
+        sent = self.send(gateway_id, self.gateway_hello(gateway_id, incarnation, model))
+        return next(message for peer, message in sent if peer == gateway_id)
+
+    def place(self, number: int, attempt: int = 1, **changes):
+        """Ask for a placement; returns the answers (at most one)."""
+        fields = {
+            "gateway_id": "gw",
+            "incarnation": 9,
+            "request_id": number.to_bytes(16, "big"),
+            "attempt": attempt,
+            "num_prompt_tokens": 100,
+            "num_output_tokens": 0,
+            "max_output_tokens": 20,
+            "sla_class": None,
+            "ttft_ms": None,
+            "tpot_ms": None,
+            "tenant": "default",
+            "priority": 0,
+            "prefix_hashes": Blob(),
+        }
+        return [message for _, message in self.send("gw", Place(**{**fields, **changes}))]
+
+    def end(self, number: int, **changes):
+        """Report a request's end; returns the answer."""
+        fields = {
+            "gateway_id": "gw",
+            "incarnation": 9,
+            "request_id": number.to_bytes(16, "big"),
+            "attempt": 1,
+            "reason": "stop",
+            "sla_class": "standard",
+            "sla_attained": True,
+            "ttft_ms": 10.0,
+            "tpot_ms": 5.0,
+            "num_output_tokens": 3,
+        }
+        ((_, answer),) = self.send("gw", RequestEnded(**{**fields, **changes}))
+        return answer
+
+
+@pytest.fixture
+def make_cluster() -> Callable[..., Cluster]:
+    def make(**settings) -> Cluster:
+        config = CoordinatorConfig(**settings)
+        return Cluster(Coordinator(config, incarnation=1_000_000, now=START - 10))
+
+    return make
+
+
+@pytest.fixture
+def cluster(make_cluster) -> Cluster:
+    """One gateway, nobody else."""
+    made = make_cluster()
+    made.greet()
+    return made
