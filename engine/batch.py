@@ -46,9 +46,7 @@ class Batch:
         return len(self.token_ids)
 
 
-def build_batch(
-    step: StepBatch, page_size: int, scratch_page: int, device: torch.device
-) -> Batch:
+def build_batch(step: StepBatch, page_size: int, scratch_page: int, device: torch.device) -> Batch:
     """Flatten a step; rows of `padding_contexts` read and write only `scratch_page`."""
     order = sorted(range(len(step.sequences)), key=lambda i: len(step.sequences[i].token_ids) > 1)
     num_single = sum(len(sequence.token_ids) == 1 for sequence in step.sequences)

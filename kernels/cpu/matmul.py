@@ -41,9 +41,7 @@ def pack_weight(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packe
     padded = weight.new_zeros(num_panels * PANEL, depth)
     padded[:num_outputs] = weight
     panels = padded.view(num_panels, PANEL, depth).transpose(1, 2).contiguous()
-    return PackedWeight(
-        array_of(panels), optional_array(bias, weight), num_outputs, weight.dtype
-    )
+    return PackedWeight(array_of(panels), optional_array(bias, weight), num_outputs, weight.dtype)
 
 
 def matmul(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:

@@ -123,9 +123,7 @@ def _products(builder: Builder, x_row: Value, y_rows: list[Value], depth: Value)
 
 
 @intrinsic
-def dot(
-    typing_context: Any, x: Type, x_at: Type, y: Type, y_at: Type, depth: Type
-) -> Codegen:
+def dot(typing_context: Any, x: Type, x_at: Type, y: Type, y_at: Type, depth: Type) -> Codegen:
     """sum over k of x[k] * y[k]: lanes over k, then the tree; depth a positive multiple of LANES."""
     wide = types.float64 if x.dtype == types.float64 else types.float32
     signature = wide(x, types.intp, y, types.intp, types.intp)

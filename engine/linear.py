@@ -1,0 +1,109 @@
+"""Matrix products of the CPU path, and the check that a row's bits do not depend on its batch.
+
+`invariant` numerics take, for every weight shape, the first of three products that passes
+`rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by
+construction and the same on every machine), prepacked oneDNN, or torch's product over blocks of a
+fixed number of rows. `fast` numerics take prepacked oneDNN, else torch's product, unchecked.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from engine.ops import Linear, MakeLinear, plain_linear
+from kernels.cpu.arrays import SUPPORTED
+from kernels.cpu.matmul import matmul, pack_weight
+
+# Rows that a packed oneDNN weight is laid out for. Laid out for 1 its rows change bits from 2 rows
+# on; laid out for 16 they were the same for every count tried from 1 to 1025.
+ONEDNN_ROWS = 16
+PADDED_ROWS = 16
+CHECKED_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 17, 31)
+CHECKED_ROWS = 33
+
+Candidate = tuple[str, MakeLinear]
+
+
+class InvariantLinears:
+    """A `MakeLinear` that checks each new shape once and remembers what passed."""
+
+    def __init__(self, candidates: tuple[Candidate, ...]) -> None:
+        self._candidates = candidates
+        self._chosen: dict[tuple[int, ...], Candidate] = {}
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        """The prepared product of weight [N, K]; ValueError where no candidate is invariant."""
+        shape = tuple(weight.shape)
+        if shape in self._chosen:
+            return self._chosen[shape][1](weight, bias)
+        for candidate in self._candidates:
+            linear = candidate[1](weight, bias)
+            if rows_are_invariant(linear, weight.shape[1], weight.dtype):
+                self._chosen[shape] = candidate
+                return linear
+        names = ", ".join(name for name, _ in self._candidates)
+        raise ValueError(
+            f"none of the products {names} keeps the bits of a row for a weight of shape "
+            f"{list(shape)} in {weight.dtype} on this machine: use --numerics fast"
+        )
+
+    def chosen(self) -> dict[tuple[int, ...], str]:
+        """Weight shape [N, K] -> name of the product that it got."""
+        return {shape: name for shape, (name, _) in self._chosen.items()}
+
+
+def rows_are_invariant(linear: Linear, depth: int, dtype: torch.dtype) -> bool:
+    """Whether rows have the same bits alone, in batches of other sizes and at other places."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(CHECKED_ROWS, depth, generator=generator).to(dtype)
+    whole = linear(x)
+    return all(
+        torch.equal(linear(x[first : first + count].contiguous()), whole[first : first + count])
+        for count in CHECKED_COUNTS
+        for first in (0, CHECKED_ROWS - count)
+    )
+
+
+def panel_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """Our own product over packed panels."""
+    packed = pack_weight(weight, bias)
+    return lambda x: matmul(x, packed)
+
+
+def onednn_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """oneDNN's product with a weight packed once; torch's own where this torch has none."""
+    if not has_onednn(weight.dtype):
+        return plain_linear(weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ONEDNN_ROWS)
+    product: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise
+    return lambda x: product(x, packed, bias, "none", [], "")
+
+
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether the private operations that pack and multiply exist for this dtype."""
+    present = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return present and torch.backends.mkldnn.is_available() and dtype != torch.float64
+
+
+def padded_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """torch's product, always over PADDED_ROWS rows: slow for one row, but the same call for all."""
+
+    def linear(x: torch.Tensor) -> torch.Tensor:
+        num_rows = x.shape[0]
+        padded = functional.pad(x, (0, 0, 0, -num_rows % PADDED_ROWS))
+        blocks = [functional.linear(block, weight, bias) for block in padded.split(PADDED_ROWS)]
+        return torch.cat(blocks)[:num_rows]
+
+    return linear
+
+
+def cpu_linears(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> MakeLinear:
+    """The products for a dtype under the numerics asked for."""
+    if numerics == "fast":
+        return onednn_linear
+    candidates: list[Candidate] = [("oneDNN", onednn_linear), ("padded", padded_linear)]
+    if dtype in SUPPORTED:
+        candidates.insert(0, ("panels", panel_linear))
+    return InvariantLinears(tuple(candidates))
