@@ -1,0 +1,65 @@
+"""A runner without a model: the next token is a hash of what the KV pages say the history is.
+
+Its "KV" of a token is the token's id and position, kept in the same pages, with the same layout
+arithmetic, as a real runner's: a page that is lost, swapped, reused too early or corrupted changes
+the tokens that follow. For fault tests and the simulator.
+"""
+
+import time
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.runner import Sampled, SequenceStep, StepBatch, StepResult
+from tandem.layout import KVLayout
+
+FAKE_LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=1, page_size=16, dtype="float32")
+
+
+class FakeRunner:
+    """Computes over `pool`, uint8 [pages, page_bytes] of `FAKE_LAYOUT`; a step takes `step_s`."""
+
+    def __init__(self, pool: NDArray[np.uint8], *, vocab_size: int, step_s: float = 0.0) -> None:
+        slots = pool.view(np.int32)
+        self._tokens = slots[:, : FAKE_LAYOUT.page_size]  # in place of K
+        self._positions = slots[:, FAKE_LAYOUT.page_size :]  # in place of V
+        self._vocab_size = vocab_size
+        self._step_s = step_s
+
+    @property
+    def layout(self) -> KVLayout:
+        """Geometry of the pool."""
+        return FAKE_LAYOUT
+
+    @property
+    def num_pages(self) -> int:
+        """Usable pages of the pool."""
+        return len(self._tokens)
+
+    def run(self, batch: StepBatch) -> StepResult:
+        """Write the new tokens' "KV", then hash each history that asks for a sample."""
+        if self._step_s:
+            time.sleep(self._step_s)
+        return StepResult(tuple(self._run_sequence(s) for s in batch.sequences))
+
+    def _run_sequence(self, sequence: SequenceStep) -> Sampled | None:
+        size = FAKE_LAYOUT.page_size
+        positions = np.arange(sequence.start, sequence.start + len(sequence.token_ids))
+        pages = sequence.block_table[positions // size]
+        self._tokens[pages, positions % size] = sequence.token_ids
+        self._positions[pages, positions % size] = positions
+        if sequence.sample is None:
+            return None
+        end = sequence.start + len(sequence.token_ids)
+        table = sequence.block_table[: -(-end // size)]
+        history = self._tokens[table].reshape(-1)[:end]
+        told = self._positions[table].reshape(-1)[:end]
+        if not np.array_equal(told, np.arange(end)):
+            return Sampled(0, error="the KV pages hold positions of another history")
+        return Sampled(fake_token(history, self._vocab_size))
+
+
+def fake_token(history: NDArray[np.int32], vocab_size: int) -> int:
+    """The token after `history`: what a test expects of any run, on any node, in any batch."""
+    return zlib.crc32(np.ascontiguousarray(history, dtype="<i4").tobytes()) % vocab_size
