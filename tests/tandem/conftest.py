@@ -1,0 +1,170 @@
+"""A gateway and a coordinator that follow a script, on real sockets in a thread of their own."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq.asyncio
+
+from tandem.codec import ProtocolError
+from tandem.messages.client import (
+    Accepted,
+    CancelRequest,
+    ClientPing,
+    ClientPong,
+    Done,
+    Malformed,
+    Output,
+    Refused,
+    Submit,
+    ToGateway,
+)
+from tandem.messages.common import FinishReason, Timeline, Usage
+from tandem.sockets import Server
+
+
+class ScriptedServer:
+    """Answers the messages of `union` by `handle`, which subclasses write."""
+
+    union: Any
+
+    def __init__(self) -> None:
+        self.received: list[Any] = []
+        self.address = ""
+        self._is_listening = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread.start()
+        assert self._is_listening.wait(10)
+
+    def handle(self, peer: bytes, message: Any) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    async def _run(self) -> None:
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        context = zmq.asyncio.Context()
+        self.server: Server[Any] = Server(context, self.union)
+        self.address = self.server.bind("127.0.0.1", 0)
+        self._is_listening.set()
+        serving = asyncio.create_task(self._serve())
+        await self._stopped.wait()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        self.server.close()
+        context.term()
+
+    async def _serve(self) -> None:
+        while True:
+            peer, message = await self.server.receive()
+            self.received.append(message)
+            self.handle(peer, message)
+
+
+class ScriptedGateway(ScriptedServer):
+    """The prompt says what happens: `count N`, `refuse CODE`, `fail`, `hang`, `jump`, `mute`."""
+
+    union = ToGateway
+
+    def __init__(self) -> None:
+        self.is_ready = True
+        self.is_mute = False
+        self.num_in_flight = 0
+        self.most_in_flight = 0
+        self._num_requests = 0
+        super().__init__()
+
+    def handle(self, peer: bytes, message: Any) -> None:
+        if self.is_mute:
+            return
+        match message:
+            case ProtocolError():
+                self.server.send(peer, Malformed(message=str(message)))
+            case ClientPing(label=label):
+                pong = ClientPong(label=label, model="m", ready=self.is_ready, max_model_len=64)
+                self.server.send(peer, pong)
+            case CancelRequest(request_id=request_id):
+                self.server.send(peer, self.done(request_id, 1, "cancelled"))
+            case Submit():
+                self.answer(peer, message)
+
+    def answer(self, peer: bytes, submit: Submit) -> None:
+        words = self.prompt_of(submit).split()
+        if words[0] == "mute":
+            return
+        if words[0] == "refuse":
+            refused: Any = words[1]
+            self.server.send(
+                peer, Refused(label=submit.label, code=refused, message="no", retry_after_s=2.0)
+            )
+            return
+        self._num_requests += 1
+        request_id = self._num_requests.to_bytes(16, "big")
+        accepted = Accepted(
+            label=submit.label,
+            request_id=request_id,
+            seed=submit.params.seed or 7,
+            model_fingerprint="f",
+            num_prompt_tokens=len(words),
+        )
+        self.server.send(peer, accepted)
+        self.num_in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
+        self._loop.call_later(0.005, self.stream, peer, request_id, words)
+
+    def stream(self, peer: bytes, request_id: bytes, words: list[str]) -> None:
+        num_tokens = int(words[1]) if words[0] == "count" else 2
+        for index in range(num_tokens):
+            output = Output(
+                request_id=request_id, index=index, token_ids=(100 + index,), text=f"{index} "
+            )
+            self.server.send(peer, output)
+        match words[0]:
+            case "count":
+                self.server.send(peer, self.done(request_id, num_tokens, "stop"))
+            case "fail":
+                self.server.send(peer, self.done(request_id, num_tokens, "failed"))
+            case "jump":
+                jump = Output(request_id=request_id, index=5, token_ids=(1,), text="x")
+                self.server.send(peer, jump)
+        self.num_in_flight -= 1
+
+    @staticmethod
+    def prompt_of(submit: Submit) -> str:
+        if submit.prompt is not None:
+            return submit.prompt.data.decode()
+        if submit.prompt_ids is not None:
+            return f"count {len(submit.prompt_ids)}"
+        return submit.chat[-1].content
+
+    @staticmethod
+    def done(request_id: bytes, num_tokens: int, reason: FinishReason) -> Done:
+        failed = reason == "failed"
+        return Done(
+            request_id=request_id,
+            reason=reason,
+            usage=Usage(num_prompt_tokens=2, num_output_tokens=num_tokens),
+            timeline=Timeline(
+                received_unix_s=1.0, placed_s=0.001, prefill_start_s=0.002, first_token_s=0.010,
+                transfer_end_s=0.012, decode_start_s=0.013, finished_s=0.050,
+                prefill_node="prefill-0", decode_node="decode-0", transfer_bytes=4096,
+            ),
+            sla_class="standard",
+            sla_attained=not failed,
+            code="node_failed" if failed else None,
+            message="prefill-0 died" if failed else None,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def gateway() -> Iterator[ScriptedGateway]:
+    """A gateway that has nodes."""
+    server = ScriptedGateway()
+    yield server
+    server.stop()
