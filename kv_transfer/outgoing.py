@@ -17,6 +17,7 @@ from kv_transfer.actions import (
     Granted,
     OutgoingAction,
     PagesWritten,
+    Parked,
     SendToOwner,
     SourceReleased,
     StopWriting,
@@ -255,7 +256,8 @@ class OutgoingTransfers:
         phase = transfer.phase
         match message:
             case ReserveQueued() if phase is OutgoingPhase.RESERVING:
-                pass  # the Reserve stays in the outbox: asking again keeps its place alive
+                # The Reserve stays in the outbox: asking again keeps its place alive.
+                self._actions.append(Parked(transfer.key))
             case Grant() if phase is OutgoingPhase.RESERVING:
                 self._accept(transfer, message, now)
             case ReserveDenied() if phase is OutgoingPhase.RESERVING:
