@@ -1,4 +1,4 @@
-"""Paged attention on the CPU, for prefill chunks and decode rows alike: `kernels/prefill_attention.py`.
+"""`kernels/prefill_attention.py` on the CPU, for prefill chunks and decode rows alike.
 
 Online softmax over the pages of a sequence, page by page from the first one that a row sees. For a
 row and a page: scores by `dot`, their maximum, exponentials, their sum and the weighted values, all
@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 
 from kernels.cpu.arrays import WIDE, Array, array_of
+from kernels.cpu.jit import compiled
 from kernels.cpu.simd import LANES, exp, narrow, widen
 from kernels.cpu.tiles import (
     add_product_1,
@@ -57,7 +57,7 @@ def paged_attention(
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def paged_attention_rows(
     q: Array,
     pool: Array,
@@ -97,7 +97,7 @@ def paged_attention_rows(
             _store_block(sums, totals, row, count, out)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _load_block(
     q: Array,
     row: int,
@@ -120,7 +120,7 @@ def _load_block(
                     sums[h, r, g, d] = 0.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _store_block(sums: Array, totals: Array, row: int, count: int, out: Array) -> None:
     num_kv_heads, _, group, head_dim = sums.shape
     for h in range(num_kv_heads):
@@ -131,7 +131,7 @@ def _store_block(sums: Array, totals: Array, row: int, count: int, out: Array) -
                     out[row + r, h * group + g, d] = narrow(sums[h, r, g, d] / total, out)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _attend_page(
     pool: Array,
     layer: int,
@@ -146,7 +146,7 @@ def _attend_page(
     maxima: Array,
     weights: Array,
 ) -> None:
-    """One page, whose keys have positions from `first_key` on, for rows at consecutive positions."""
+    """One page, whose first key has the position `first_key`, for rows at consecutive positions."""
     num_kv_heads, rows_allocated, group, head_dim = queries.shape
     num_layers, page_size = pool.shape[1], pool.shape[4]
     head_size = page_size * head_dim
@@ -184,7 +184,7 @@ def _attend_page(
             )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _weigh(
     pool: Array,
     key_at: int,
@@ -230,7 +230,7 @@ def _weigh(
         flat[d] *= factor
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_values(
     pool: Array,
     value_at: int,

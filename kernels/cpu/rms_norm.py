@@ -3,9 +3,9 @@
 import math
 
 import torch
-from numba import njit
 
 from kernels.cpu.arrays import WIDE, Array, array_of
+from kernels.cpu.jit import compiled
 from kernels.cpu.simd import LANES, narrow, widen
 from kernels.cpu.tiles import dot
 
@@ -30,7 +30,7 @@ def rms_norm(
     return normed, total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def rms_norm_rows(
     x: Array,
     residual: Array,

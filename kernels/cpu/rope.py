@@ -1,11 +1,11 @@
-"""`kernels/rope.py` on the CPU: rotate q and k, write k and v into their pages, one pass per row."""
+"""`kernels/rope.py` on the CPU: rotate q and k, write k and v into pages, one pass per row."""
 
 import math
 
 import torch
-from numba import njit
 
 from kernels.cpu.arrays import WIDE, Array, array_of, optional_array
+from kernels.cpu.jit import compiled
 from kernels.cpu.simd import LANES, narrow, widen
 from kernels.cpu.tiles import dot
 
@@ -43,7 +43,7 @@ def rope_write(
     return query
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def rope_write_rows(
     qkv: Array,
     cos_sin: Array,
@@ -58,7 +58,7 @@ def rope_write_rows(
     head: Array,
     query: Array,
 ) -> None:
-    """`rope_write` on arrays; empty norms mean none; `head` is scratch of the computing type [D]."""
+    """`rope_write` on arrays; empty norms mean none; `head` [D] is scratch, of computing type."""
     num_heads, head_dim = query.shape[1], query.shape[2]
     num_kv_heads = pool.shape[3]
     for t in range(qkv.shape[0]):
@@ -76,7 +76,7 @@ def rope_write_rows(
                 pool[page, layer, 1, h, slot, i] = qkv[t, value_at + i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _load_head(qkv: Array, t: int, at: int, weight: Array, eps: float, head: Array) -> None:
     """One head, widened; normalised where there is a weight, and rounded like `rms_norm`."""
     size = len(head)
@@ -95,7 +95,7 @@ def _load_head(qkv: Array, t: int, at: int, weight: Array, eps: float, head: Arr
         head[i] = widen(narrow(widen(weight[i]) * value, weight))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rotate(head: Array, angles: Array, out: Array) -> None:
     """The halves of a head turned by the angles, whose cosines come before their sines."""
     half = len(head) // 2

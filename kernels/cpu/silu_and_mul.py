@@ -1,9 +1,9 @@
 """`kernels/silu_and_mul.py` on the CPU: element by element, with the vector exponential."""
 
 import torch
-from numba import njit
 
 from kernels.cpu.arrays import WIDE, Array, array_of
+from kernels.cpu.jit import compiled
 from kernels.cpu.simd import exp, narrow, widen
 
 
@@ -15,7 +15,7 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def silu_and_mul_rows(gate_up: Array, one: Array, out: Array) -> None:
     """`silu_and_mul` on arrays; `one` [1] names the computing type."""
     size = out.shape[1]

@@ -23,8 +23,13 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 # llvmlite and numba ship no types.
 Builder = Any
 Value = Any
+Values = Any
 Type = Any
-Codegen = tuple[Any, Callable[[Any, Any, Any, Any], Any]]
+Context = Any
+Signature = Any
+Intrinsic = Any
+Codegen = tuple[Signature, Callable[[Context, Builder, Signature, Values], Value]]
+Body = Callable[[Value, list[Value]], list[Value]]
 
 
 def element(array_type: Type) -> Type:
@@ -73,7 +78,7 @@ def store(builder: Builder, vector: Value, pointer: Value) -> None:
     builder.store(vector, typed, align=8 if vector.type.element == F64 else 4)
 
 
-def at(context: Any, builder: Builder, kind: Type, array: Value, offset: Value) -> Value:
+def at(context: Context, builder: Builder, kind: Type, array: Value, offset: Value) -> Value:
     """Pointer to element `offset` of an array's flat memory."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [offset])
 
@@ -141,16 +146,16 @@ def exp_of(builder: Builder, x: Value) -> Value:
 
 
 @intrinsic
-def exp(typing_context: Any, x: Type) -> Codegen:
+def exp(typing_context: Context, x: Type) -> Codegen:
     """e^x of one float."""
     return x(x), lambda _context, builder, _signature, args: exp_of(builder, args[0])
 
 
 @intrinsic
-def widen(typing_context: Any, x: Type) -> Codegen:
+def widen(typing_context: Context, x: Type) -> Codegen:
     """A float as it is, bfloat16 bits as float32."""
 
-    def codegen(_context: Any, builder: Builder, _signature: Any, args: Any) -> Value:
+    def codegen(_context: Context, builder: Builder, _signature: Signature, args: Values) -> Value:
         if x != types.uint16:
             return args[0]
         return builder.bitcast(builder.shl(builder.zext(args[0], I32), I32(16)), F32)
@@ -159,10 +164,10 @@ def widen(typing_context: Any, x: Type) -> Codegen:
 
 
 @intrinsic
-def narrow(typing_context: Any, x: Type, like: Type) -> Codegen:
+def narrow(typing_context: Context, x: Type, like: Type) -> Codegen:
     """x as an element of the array `like`: bfloat16 is rounded to nearest, ties to even."""
 
-    def codegen(_context: Any, builder: Builder, _signature: Any, args: Any) -> Value:
+    def codegen(_context: Context, builder: Builder, _signature: Signature, args: Values) -> Value:
         if like.dtype != types.uint16:
             return args[0]
         bits = builder.bitcast(args[0], I32)
@@ -175,7 +180,7 @@ def narrow(typing_context: Any, x: Type, like: Type) -> Codegen:
     return like.dtype(x, like), codegen
 
 
-def loop(builder: Builder, count: Value, step: int, starts: list[Value], body: Any) -> list[Value]:
+def loop(builder: Builder, count: Value, step: int, starts: list[Value], body: Body) -> list[Value]:
     """for i in range(0, count, step): values = body(i, values); count is positive."""
     before, block, after = builder.block, *(builder.append_basic_block(n) for n in ("loop", "end"))
     builder.branch(block)

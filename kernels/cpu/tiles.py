@@ -6,8 +6,6 @@ count elements of an array's flat memory.
 """
 
 import math
-from typing import Any
-
 
 from numba import types
 from numba.extending import intrinsic
@@ -17,24 +15,28 @@ from kernels.cpu.simd import (
     LANES,
     Builder,
     Codegen,
+    Context,
+    Intrinsic,
+    Signature,
     Type,
     Value,
+    Values,
     add_lanes,
     at,
+    call_math,
     constant,
     element,
     exp_of,
     fold,
     load,
     loop,
-    call_math,
     splat,
     store,
     vector,
 )
 
 
-def _product_tile(num_rows: int, num_vectors: int, accumulate: bool) -> Any:
+def _product_tile(num_rows: int, num_vectors: int, accumulate: bool) -> Intrinsic:
     """An intrinsic for out[r, c] (+)= sum over k of x[r, k] * y[k, c], k in order, fused.
 
     r below `num_rows`, c below `num_vectors` * LANES. x and out are of the computing type, y may be
@@ -43,7 +45,7 @@ def _product_tile(num_rows: int, num_vectors: int, accumulate: bool) -> Any:
 
     @intrinsic
     def tile(
-        typing_context: Any,
+        typing_context: Context,
         x: Type,
         x_at: Type,
         x_stride: Type,
@@ -58,7 +60,9 @@ def _product_tile(num_rows: int, num_vectors: int, accumulate: bool) -> Any:
         integers = (types.intp, types.intp)
         signature = types.void(x, *integers, y, *integers, out, *integers, types.intp)
 
-        def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        def codegen(
+            context: Context, builder: Builder, signature: Signature, args: Values
+        ) -> Value:
             x_first = at(context, builder, x, args[0], args[1])
             y_first = at(context, builder, y, args[3], args[4])
             out_first = at(context, builder, out, args[6], args[7])
@@ -123,12 +127,12 @@ def _products(builder: Builder, x_row: Value, y_rows: list[Value], depth: Value)
 
 
 @intrinsic
-def dot(typing_context: Any, x: Type, x_at: Type, y: Type, y_at: Type, depth: Type) -> Codegen:
-    """sum over k of x[k] * y[k]: lanes over k, then the tree; depth a positive multiple of LANES."""
+def dot(typing_context: Context, x: Type, x_at: Type, y: Type, y_at: Type, depth: Type) -> Codegen:
+    """sum over k of x[k] * y[k]: lanes over k, then a tree; depth a positive multiple of LANES."""
     wide = types.float64 if x.dtype == types.float64 else types.float32
     signature = wide(x, types.intp, y, types.intp, types.intp)
 
-    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         x_row = at(context, builder, x, args[0], args[1])
         y_row = at(context, builder, y, args[2], args[3])
         (lanes,) = _products(builder, x_row, [y_row], args[4])
@@ -139,7 +143,7 @@ def dot(typing_context: Any, x: Type, x_at: Type, y: Type, y_at: Type, depth: Ty
 
 @intrinsic
 def dot_8(
-    typing_context: Any,
+    typing_context: Context,
     x: Type,
     x_at: Type,
     y: Type,
@@ -153,7 +157,7 @@ def dot_8(
     index = types.intp
     signature = types.void(x, index, y, index, index, index, out, index)
 
-    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         x_row = at(context, builder, x, args[0], args[1])
         y_first = at(context, builder, y, args[2], args[3])
         y_rows = [builder.gep(y_first, [builder.mul(args[4], I64(j))]) for j in range(LANES)]
@@ -164,14 +168,16 @@ def dot_8(
     return signature, codegen
 
 
-def _row_reduction(combine_name: str) -> Any:
+def _row_reduction(combine_name: str) -> Intrinsic:
     """An intrinsic that folds `count` numbers (a positive multiple of LANES) of a row."""
 
     @intrinsic
-    def reduce(typing_context: Any, x: Type, x_at: Type, count: Type) -> Codegen:
+    def reduce(typing_context: Context, x: Type, x_at: Type, count: Type) -> Codegen:
         signature = x.dtype(x, types.intp, types.intp)
 
-        def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        def codegen(
+            context: Context, builder: Builder, signature: Signature, args: Values
+        ) -> Value:
             def combine(a: Value, b: Value) -> Value:
                 if combine_name == "sum":
                     return builder.fadd(a, b)
@@ -196,11 +202,11 @@ row_max = _row_reduction("max")
 
 
 @intrinsic
-def exp_row(typing_context: Any, x: Type, x_at: Type, count: Type, shift: Type) -> Codegen:
+def exp_row(typing_context: Context, x: Type, x_at: Type, count: Type, shift: Type) -> Codegen:
     """x[i] = e^(x[i] - shift) in place for `count` numbers, a positive multiple of LANES."""
     signature = types.void(x, types.intp, types.intp, x.dtype)
 
-    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         row = at(context, builder, x, args[0], args[1])
         shifts = splat(builder, args[3])
 
