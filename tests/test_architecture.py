@@ -1,6 +1,7 @@
 """The house rules of docs/architecture.md: who may import whom, and how large anything may grow."""
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -43,6 +44,12 @@ MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 100
 
 
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file: every rule below walks every file."""
+    return ast.parse(path.read_bytes())
+
+
 def modules_of(package: str) -> list[tuple[str, Path]]:
     """Dotted name and path of every module of `package`, `__init__` files under their folder."""
     found = []
@@ -54,7 +61,7 @@ def modules_of(package: str) -> list[tuple[str, Path]]:
 
 def imports_of(path: Path) -> Iterator[tuple[str, int]]:
     """Dotted name and line of every import in a file, those under TYPE_CHECKING included."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -140,7 +147,7 @@ def test_init_files_are_docstrings(package: str) -> None:
     for name, path in modules_of(package):
         if path.name != "__init__.py":
             continue
-        body = ast.parse(path.read_bytes()).body
+        body = parse(path).body
         assert body, f"{path} needs a docstring that says what the folder is for"
         assert isinstance(body[0], ast.Expr), f"{path} must start with a docstring"
         for statement in body[1:]:
@@ -178,9 +185,7 @@ def test_tests_have_no_init_files() -> None:
 
 def test_modules_say_what_they_are_for() -> None:
     silent = [
-        str(path.relative_to(ROOT))
-        for path in code_files()
-        if not ast.get_docstring(ast.parse(path.read_bytes()))
+        str(path.relative_to(ROOT)) for path in code_files() if not ast.get_docstring(parse(path))
     ]
     assert not silent, f"no module docstring: {silent}"
 
@@ -196,7 +201,7 @@ def test_functions_stay_small() -> None:
     for path in code_files():
         is_kernel = path.relative_to(ROOT).parts[0] == "kernels"
         limit = MAX_KERNEL_LINES if is_kernel else MAX_FUNCTION_LINES
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > limit:

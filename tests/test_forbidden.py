@@ -4,6 +4,7 @@ A lint over syntax trees that no `noqa` comment can switch off.
 """
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,12 @@ FORBIDDEN_CALLS = {
 FORBIDDEN_METHODS = {"recv_pyobj", "send_pyobj", "unsafe_load"}
 FORBIDDEN_KEYWORDS = {"allow_pickle", "shell", "trust_remote_code"}
 FROM_TRANSFORMERS = {"AutoConfig", "AutoTokenizer"}
+
+
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file: every rule below walks every file."""
+    return ast.parse(path.read_bytes())
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -108,7 +115,7 @@ def findings(files: list[Path], rule: Callable[[ast.AST], Iterator[tuple[int, st
     return [
         f"{path.relative_to(ROOT)}:{line} {what}"
         for path in files
-        for line, what in rule(ast.parse(path.read_bytes()))
+        for line, what in rule(parse(path))
     ]
 
 
@@ -183,7 +190,7 @@ def _checks(function: ast.AST, asserting: set[str]) -> bool:
 def test_every_test_asserts_something() -> None:
     idle = []
     for path in python_files("tests"):
-        tree = ast.parse(path.read_bytes())
+        tree = parse(path)
         asserting = asserting_names(tree)
         for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -198,7 +205,7 @@ def test_no_test_is_switched_off() -> None:
     off = [
         f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"
         for path in python_files("tests")
-        for node in ast.walk(ast.parse(path.read_bytes()))
+        for node in ast.walk(parse(path))
         if isinstance(node, ast.Attribute)
         and node.attr in switches
         and ast.unparse(node.value) in {"pytest", "pytest.mark"}
