@@ -29,6 +29,7 @@ WEIGHT_BITS = 43
 
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
+BLOCK_TOKENS = 2048  # their intermediate numbers stay in the first-level cache
 ROUNDS = tuple(range(10))
 MASK_32 = 0xFFFFFFFF
 
@@ -129,12 +130,14 @@ def boltzmann_weights_reference(x: torch.Tensor) -> torch.Tensor:
 @compiled
 def gumbel(seed: np.uint64, choice: int, index: int, token_ids: Int64Array) -> Float64Array:
     """Compiled `gumbel_reference` of one row: `seed` unsigned, `token_ids` [N]; float64 [N]."""
-    bits = _uniform_bits(seed, choice, index, token_ids)
-    noise = np.empty(bits.size, np.float64)
-    for i in range(bits.size):
-        noise[i] = np.float64(2 * bits[i] + 1) * 2.0**-53
-    _negated_log(noise)
-    _negated_log(noise)
+    noise = np.empty(token_ids.size, np.float64)
+    for start in range(0, token_ids.size, BLOCK_TOKENS):
+        block = noise[start : start + BLOCK_TOKENS]
+        bits = _uniform_bits(seed, choice, index, token_ids[start : start + BLOCK_TOKENS])
+        for i in range(block.size):
+            block[i] = np.float64(2 * bits[i] + 1) * 2.0**-53
+        _negated_log(block)
+        _negated_log(block)
     return noise
 
 

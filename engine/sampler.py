@@ -50,6 +50,7 @@ class Sampler:
         A row whose logits hold a NaN, +inf or no finite number, or whose tokens are all banned,
         gets a `Sampled` with `error`; the other rows are unaffected.
         """
+        assert len(requests) == logits.shape[0]
         largest_ids, finite = _largest(logits)
         results = [Sampled(token_id=token_id) for token_id in largest_ids]
         rest: list[int] = []
@@ -60,7 +61,7 @@ class Sampler:
                 rest.append(row)
         if rest:
             chosen = [requests[row] for row in rest]
-            sample_rows = _sample_cpu if logits.device.type == "cpu" else _sample_device
+            sample_rows = sample_on_cpu if logits.device.type == "cpu" else sample_on_device
             for row, sampled in zip(rest, sample_rows(logits[rest].double(), chosen), strict=True):
                 results[row] = sampled
         return results
@@ -99,7 +100,8 @@ def _is_adjusted(request: SampleRequest) -> bool:
     )
 
 
-def _sample_cpu(rows: torch.Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
+def sample_on_cpu(rows: torch.Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
+    """Rows [R, V] float64 with finite largest logits, one after the other."""
     return [_sample_row(row, request) for row, request in zip(rows.numpy(), requests, strict=True)]
 
 
@@ -126,8 +128,8 @@ def _sample_row(logits: Float64Array, request: SampleRequest) -> Sampled:
     return _with_logprobs(token_id, logits, params.logprobs)
 
 
-def _sample_device(rows: torch.Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
-    """All rows in one go on the rows' device; log-probabilities are made on the host."""
+def sample_on_device(rows: torch.Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
+    """The same tokens, all rows in one go where they are; log-probabilities on the host."""
     device = rows.device
     scores = torch.stack(
         [
