@@ -1,0 +1,164 @@
+"""The state of a deployment: asked from its coordinator, and written as a table for people."""
+
+import asyncio
+import uuid
+
+import zmq.asyncio
+
+from tandem.errors import UnavailableError
+from tandem.messages.client import Malformed
+from tandem.messages.membership import ClusterStatus, NodeStatus, PageCounts, StatusQuery
+from tandem.messages.placement import ClassCounts
+from tandem.sockets import Link
+from tandem.tables import format_table
+
+DEFAULT_COORDINATOR = "tcp://127.0.0.1:7300"
+PAGE_STATES = PageCounts.__struct_fields__
+
+
+async def query_status(coordinator: str, *, timeout_s: float = 5.0) -> ClusterStatus:
+    """Ask a coordinator. Raises UnavailableError where none answers in time."""
+    context = zmq.asyncio.Context()
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _ask(context, coordinator)
+    except TimeoutError:
+        raise UnavailableError(
+            f"no coordinator answers at {coordinator} within {timeout_s:g} s: start a deployment "
+            "with `tandem up --model MODEL`, or name the right address (the coordinator prints it "
+            "as `ready coordinator tcp://host:port`)",
+            code="unavailable",
+        ) from None
+    finally:
+        context.term()
+
+
+async def _ask(context: zmq.asyncio.Context, coordinator: str) -> ClusterStatus:
+    link: Link[ClusterStatus | Malformed] = Link(
+        context,
+        ClusterStatus | Malformed,
+        identity=f"operator/{uuid.uuid4().hex}".encode(),
+        address=coordinator,
+    )
+    try:
+        link.send(StatusQuery())
+        answer = await anext(link.messages())
+    finally:
+        link.close()
+    if isinstance(answer, Malformed):
+        raise UnavailableError(
+            f"the coordinator at {coordinator} cannot read this program's messages: "
+            f"{answer.message}",
+            code="unavailable",
+        )
+    return answer
+
+
+def render_status(status: ClusterStatus) -> str:
+    """Nodes, their pages by state, gateways, SLA classes."""
+    model = status.model
+    lines = [
+        f"coordinator up {_duration(status.uptime_s)}, {status.num_live_requests} live requests, "
+        f"{status.num_dropped_messages} messages dropped",
+        "model       "
+        + (
+            f"{model.served_name} ({model.dtype}, context {model.max_model_len:,}, weights "
+            f"{model.weights_fingerprint[:12]})"
+            if model
+            else "none: no node was admitted"
+        ),
+        "",
+        *_node_table(status.nodes),
+        "",
+        *_page_table(status.nodes),
+        "",
+        *format_table(
+            ("gateway", "live requests", "heartbeat"),
+            [
+                (g.gateway_id, str(g.num_live_requests), f"{g.heartbeat_age_s:.1f} s ago")
+                for g in status.gateways
+            ],
+        ),
+        "",
+        *_class_table(status.classes),
+    ]
+    return "\n".join(lines)
+
+
+def _node_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
+    header = (
+        "node", "role", "epoch", "prefill waiting", "decoding", "decode waiting", "transfers",
+        "steps", "heartbeat", "address",
+    )  # fmt: skip
+    rows = []
+    for node in nodes:
+        load = node.load
+        counts = (
+            (
+                load.num_prefill_waiting,
+                load.num_decode_running,
+                load.num_decode_waiting,
+                load.num_transfers,
+                load.num_steps,
+            )
+            if load
+            else ("?",) * 5
+        )
+        rows.append(
+            (
+                node.node_id,
+                describe_role(node),
+                str(node.epoch),
+                *(str(count) for count in counts),
+                f"{node.heartbeat_age_s:.1f} s ago",
+                node.control_address,
+            )
+        )
+    return format_table(header, rows)
+
+
+def _page_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
+    rows = [
+        (
+            node.node_id,
+            str(node.num_pages),
+            *(str(getattr(node.load.pages, state)) if node.load else "?" for state in PAGE_STATES),
+        )
+        for node in nodes
+    ]
+    return format_table(("pages of", "all", *PAGE_STATES), rows)
+
+
+def _class_table(classes: tuple[ClassCounts, ...]) -> list[str]:
+    header = ("SLA class", "TTFT", "TPOT", "ended", "attained", "failed", "attainment")
+    rows = [
+        (
+            c.targets.sla_class,
+            f"{c.targets.ttft_ms:g} ms",
+            f"{c.targets.tpot_ms:g} ms",
+            str(c.num_ended),
+            str(c.num_attained),
+            str(c.num_failed),
+            f"{c.num_attained / c.num_ended:.1%}" if c.num_ended else "-",
+        )
+        for c in classes
+    ]
+    return format_table(header, rows)
+
+
+def describe_role(node: NodeStatus) -> str:
+    """`prefill`, `decode`, or the shares of both; `, draining` where it leaves."""
+    prefill, decode = node.weights.prefill, node.weights.decode
+    if prefill and decode:
+        role = f"{prefill / (prefill + decode):.0%} prefill"
+    elif prefill or decode:
+        role = "prefill" if prefill else "decode"
+    else:
+        role = "closed"
+    return f"{role}, draining" if node.draining else role
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
