@@ -1,0 +1,65 @@
+"""What the gateway's ledger is told beside wire messages, and what it asks of its shell."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from tandem.frames import TokenIds
+from tandem.messages.common import NodeRef
+from tandem.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRequest:
+    """A validated, tokenised request. `params` has no None but in seed and logprobs.
+
+    `client` is the routing identity of who submitted it. `received` is on the ledger's clock.
+    """
+
+    request_id: bytes
+    client: bytes
+    label: str
+    prompt_ids: TokenIds
+    params: SamplingParams
+    seed: int
+    sla_class: str | None
+    ttft_ms: float | None
+    tpot_ms: float | None
+    priority: int
+    deadline_s: float | None
+    received: float
+    received_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToClient:
+    """Send to a client."""
+
+    client: bytes
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class ToCoordinator:
+    """Send to the coordinator."""
+
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class ToNode:
+    """Send to a node."""
+
+    node: NodeRef
+    message: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class CloseNode:
+    """A node is down: hang up, unless a higher epoch of it is linked by now."""
+
+    node_id: str
+    epoch: int
+
+
+Action = ToClient | ToCoordinator | ToNode | CloseNode

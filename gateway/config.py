@@ -1,0 +1,50 @@
+"""What an operator may set on a gateway; flags, variables and file keys follow from it."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tandem.config import Help
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Run a gateway: clients, tokenising, exactly-once streams."""
+
+    model: Annotated[str, Help("model folder, or a Hub name to download")]
+    host: Annotated[str, Help("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Help("port for clients; 0 picks a free one")] = 7301
+    advertised_host: Annotated[
+        str | None, Help("host that clients on other machines reach it by; default: host")
+    ] = None
+    allow_unauthenticated: Annotated[
+        bool, Help("listen on an address that other machines reach, without keys")
+    ] = False
+    coordinator: Annotated[str, Help("address of the coordinator")] = "tcp://127.0.0.1:7300"
+    gateway_id: Annotated[
+        str | None, Help("gateway name, unique in the deployment; default: made up")
+    ] = None
+    served_model_name: Annotated[
+        str | None, Help("name that clients call the model by; default: the folder's name")
+    ] = None
+    max_model_len: Annotated[
+        int | None, Help("longest prompt plus answer in tokens; default: the nodes'")
+    ] = None
+    max_live_requests: Annotated[int, Help("requests in flight at most; more are refused")] = 1024
+    max_prompt_mib: Annotated[
+        int, Help("MiB that prompts waiting for the tokenizer may take; more are refused")
+    ] = 256
+    num_tokenizer_threads: Annotated[int, Help("threads that tokenise prompts")] = 2
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Help("least severe log lines shown")
+    ] = "info"
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say."""
+        for name in ("max_live_requests", "max_prompt_mib", "num_tokenizer_threads"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"{flag} is {getattr(self, name)}, but must be at least 1")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ValueError(
+                f"max-model-len is {self.max_model_len}, but prompt and answer need at least 2"
+            )

@@ -1,0 +1,102 @@
+"""What nodes and the coordinator are asked for a request, repeated until they acknowledge. Pure.
+
+Also knows which nodes are down: nothing is asked of those.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from gateway import wording
+from gateway.request import Attempt, LiveRequest
+from tandem.messages.common import FinishReason, NodeRef
+from tandem.messages.placement import NodeDown
+from tandem.messages.serving import Cancel, CommandAck, CommandRefused, Decode, Prefill
+from tandem.outbox import Outbox
+
+# Without a coordinator the reports of ends pile up; beyond this many they are not kept.
+MAX_UNACKNOWLEDGED = 50_000
+
+Key = tuple[str | bytes | int, ...]
+
+
+class Demands:
+    """See the module. The coordinator is the destination None."""
+
+    def __init__(self, gateway_id: str, incarnation: int) -> None:
+        self._gateway_id = gateway_id
+        self._incarnation = incarnation
+        self._outbox: Outbox[Key, NodeRef | None] = Outbox()
+        self._nodes: set[NodeRef] = set()
+        self._down_epochs: dict[str, int] = {}
+
+    def due(self, now: float) -> list[tuple[NodeRef | None, msgspec.Struct]]:
+        """What to send now."""
+        return self._outbox.due(now)
+
+    def ask_placement(self, request: LiveRequest, now: float) -> None:
+        """Ask the coordinator for nodes."""
+        place = request.place(self._gateway_id, self._incarnation)
+        self._outbox.send(("place", request.request_id), None, place, now)
+
+    def is_answered(self, request: LiveRequest) -> None:
+        """The coordinator answered the question for nodes."""
+        self._outbox.acknowledge(("place", request.request_id))
+
+    def command(self, request: LiveRequest, attempt: Attempt, now: float) -> None:
+        """Send the attempt's commands to its nodes, both at once."""
+        self._nodes.update(attempt.nodes)
+        spec = request.spec(now)
+        if attempt.prefill is not None:
+            prefill = Prefill(spec=spec, decode=attempt.decode)
+            self._outbox.send(
+                _key("prefill", request, attempt.prefill), attempt.prefill, prefill, now
+            )
+        decode = Decode(spec=spec, prefill=attempt.prefill)
+        self._outbox.send(_key("decode", request, attempt.decode), attempt.decode, decode, now)
+
+    def settle(self, node: NodeRef, answer: CommandAck | CommandRefused) -> None:
+        """A node answered a command."""
+        key = (answer.command, answer.request_id, answer.attempt, node.node_id)
+        self._outbox.acknowledge(key)
+
+    def stop(self, request: LiveRequest, now: float, nodes: Iterable[NodeRef]) -> None:
+        """Withdraw all that the attempt asks for, and cancel it on those of `nodes` that live."""
+        self.is_answered(request)
+        if request.attempt is None:
+            return
+        for node in request.attempt.nodes:
+            self._outbox.acknowledge(_key("prefill", request, node))
+            self._outbox.acknowledge(_key("decode", request, node))
+        cancel = Cancel(request_id=request.request_id, attempt=request.attempt.number)
+        for node in nodes:
+            if not self.is_down(node):
+                self._outbox.send(_key("cancel", request, node), node, cancel, now)
+
+    def report_end(self, request: LiveRequest, reason: FinishReason, now: float) -> None:
+        """Tell the coordinator how the request ended."""
+        if len(self._outbox) < MAX_UNACKNOWLEDGED:
+            report = wording.ended(request, reason, now, self._gateway_id, self._incarnation)
+            self._outbox.send(("ended", request.request_id), None, report, now)
+
+    def end_is_counted(self, request_id: bytes) -> None:
+        """The coordinator counted a request's end."""
+        self._outbox.acknowledge(("ended", request_id))
+
+    def is_down(self, node: NodeRef) -> bool:
+        """Whether this epoch of the node is over."""
+        return node.epoch <= self._down_epochs.get(node.node_id, -1)
+
+    def note_down(self, down: NodeDown) -> bool:
+        """Ask nothing more of the node's epochs up to this one; False where that is old news."""
+        if down.epoch <= self._down_epochs.get(down.node_id, -1):
+            return False
+        self._down_epochs[down.node_id] = down.epoch
+        for node in [node for node in self._nodes if self.is_down(node)]:
+            self._nodes.discard(node)
+            self._outbox.drop_destination(node)
+        return True
+
+
+def _key(kind: str, request: LiveRequest, node: NodeRef) -> Key:
+    return (kind, request.request_id, request.attempt_number, node.node_id)

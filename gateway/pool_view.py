@@ -1,0 +1,45 @@
+"""What the coordinator last told a gateway of the deployment, and when it has been silent. Pure."""
+
+from tandem.messages.placement import GatewayWelcome
+
+STALE_S = 5.0  # welcomes come every second
+COMPLAIN_EVERY_S = 5.0
+
+
+class PoolView:
+    """The last welcome. Times are the caller's monotonic clock."""
+
+    def __init__(self) -> None:
+        self._last: GatewayWelcome | None = None
+        self._heard_at: float | None = None
+        self._complained_at: float | None = None
+
+    def welcome(self, message: GatewayWelcome, now: float) -> None:
+        """Take a welcome."""
+        self._last, self._heard_at, self._complained_at = message, now, None
+
+    @property
+    def sla_classes(self) -> tuple[str, ...]:
+        """Names of the classes on offer; empty before the first welcome."""
+        return () if self._last is None else tuple(c.sla_class for c in self._last.sla_classes)
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The nodes' context; None before the first node."""
+        return None if self._last is None else self._last.max_model_len
+
+    def is_ready(self, now: float) -> bool:
+        """Whether both pools have nodes, as far as is known lately."""
+        if self._last is None or self._heard_at is None or now - self._heard_at > STALE_S:
+            return False
+        return self._last.num_prefill_nodes > 0 and self._last.num_decode_nodes > 0
+
+    def complain(self, now: float) -> str | None:
+        """A line for the log every few seconds while no coordinator answers."""
+        if self._heard_at is not None and now - self._heard_at <= STALE_S:
+            return None
+        if self._complained_at is not None and now - self._complained_at < COMPLAIN_EVERY_S:
+            return None
+        self._complained_at = now
+        what = "no answer yet" if self._heard_at is None else "no answer any more"
+        return f"{what} from the coordinator"

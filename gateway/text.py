@@ -1,0 +1,118 @@
+"""Token ids to text while they arrive: whole characters only, cut at stop strings. Pure.
+
+What is pushed token by token adds up to the text of all tokens decoded at once.
+"""
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+REPLACEMENT = "\ufffd"
+# A character has at most four bytes, so of four tokens; a longer undecodable run is really invalid.
+MAX_HELD_TOKENS = 32
+
+
+class Detokenizer:
+    """Decodes a short window twice per token (the offsets known from TGI and vLLM).
+
+    The text of a token depends on its neighbours (spaces, characters of several tokens), so the
+    window starts one settled token earlier, and what already was text is subtracted.
+    """
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._num_settled = 0  # tokens at the window's start whose text is out
+        self._settled_text = ""  # text of those, decoded alone
+        self._num_given = 0  # characters beyond it that are out already
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes."""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        # A character that is not complete yet shows as one or more trailing marks.
+        stable = text.rstrip(REPLACEMENT)
+        num_held = len(self._window) - self._num_settled
+        is_overdue = num_held > MAX_HELD_TOKENS
+        is_settled = len(stable) == len(text) > len(self._settled_text)
+        start = len(self._settled_text) + self._num_given
+        new = (text if is_overdue else stable)[start:]
+        if is_settled or is_overdue:
+            self._slide()
+        else:
+            self._num_given += len(new)
+        return new
+
+    def _slide(self) -> None:
+        """Keep the tokens since the last settled point as the context of the next ones."""
+        self._window = self._window[self._num_settled :]
+        self._num_settled = len(self._window)
+        self._settled_text = self._decode(self._window)
+        self._num_given = 0
+
+    def flush(self) -> str:
+        """What was held back; call it once, at the end."""
+        text = self._decode(self._window) if self._window else ""
+        return text[len(self._settled_text) + self._num_given :]
+
+
+class StopScanner:
+    """Holds back what may become a stop string, and cuts the text before the first that does.
+
+    First is the one that is complete first, whatever the pieces in which the text comes.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self._longest = max((len(stop) for stop in stops), default=0)
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """The text that is safe to show, and the stop string that ended it, if any."""
+        text = self._held + text
+        found = [(at + len(s), at, s) for s in self._stops if (at := text.find(s)) >= 0]
+        if found:
+            _, at, stop = min(found)
+            self._held = ""
+            return text[:at], stop
+        num_held = self._num_to_hold(text)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held], None
+
+    def _num_to_hold(self, text: str) -> int:
+        """Length of the longest end of the text with which a stop string begins."""
+        for length in range(min(len(text), self._longest - 1), 0, -1):
+            end = text[len(text) - length :]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
+
+    def flush(self) -> str:
+        """What was held back and never became a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+class TextStream:
+    """A request's text: tokens in, characters out, until a stop string."""
+
+    def __init__(self, decode: Decode, stops: Sequence[str], end_ids: frozenset[int]) -> None:
+        """Tokens of `end_ids` end a request and have no text."""
+        self._detokenizer = Detokenizer(decode)
+        self._scanner = StopScanner(stops) if stops else None
+        self._end_ids = end_ids
+
+    def push(self, token_id: int) -> tuple[str, str | None]:
+        """The text to show now, and the stop string that ends the request, if any."""
+        if token_id in self._end_ids:
+            return "", None
+        text = self._detokenizer.push(token_id)
+        return (text, None) if self._scanner is None else self._scanner.push(text)
+
+    def flush(self) -> tuple[str, str | None]:
+        """What was held back, at the end of the tokens."""
+        text = self._detokenizer.flush()
+        if self._scanner is None:
+            return text, None
+        text, stop = self._scanner.push(text)
+        return (text, stop) if stop is not None else (text + self._scanner.flush(), None)
