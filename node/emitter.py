@@ -25,6 +25,7 @@ class _Stream:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     ending: Ending | None = None
     is_ending_sent: bool = False
+    is_ending_taken: bool = False
     report: PrefillReport | None = None
     sent_at: float = 0.0
 
@@ -34,7 +35,8 @@ class _Stream:
 
     @property
     def has_news(self) -> bool:
-        return self.sent < self.end or (self.ending is not None and not self.is_ending_sent)
+        is_end_news = self.ending is not None and not self.is_ending_sent
+        return self.sent < self.end or (is_end_news and not self.is_ending_taken)
 
     def take(self, key: RequestKey, budget: int) -> tuple[TokenDelta, int]:
         """Tokens not yet sent, as many as cost at most `budget` (one at least), and their cost."""
@@ -75,10 +77,11 @@ class _Draft:
             self.prefills.append((*key, stream.report))
             stream.report = None
             self.cost += 200
-        if stream.sent == stream.end and stream.ending is not None:
-            self.endings.append(stream.ending)
+        ending = stream.ending
+        if stream.sent == stream.end and ending is not None and not stream.is_ending_taken:
+            self.endings.append(ending)
             stream.is_ending_sent = True
-            self.cost += 400 + 4 * len(stream.ending.message or "")
+            self.cost += 400 + 4 * len(ending.message or "")
         stream.sent_at = now
 
 
@@ -132,8 +135,13 @@ class Emitter:
                 stream.base += num_taken
                 stream.sent = max(stream.sent, stream.base)
         for key in ack.ended:
-            streams.pop(key, None)
-            self._fresh.pop((peer, key), None)
+            if key in streams:
+                streams[key].is_ending_taken = True
+        for key in [*((t.request_id, t.attempt) for t in ack.taken), *ack.ended]:
+            stream = streams.get(key)
+            # An ending may be known before tokens that were lost on the way: those stay.
+            if stream is not None and stream.is_ending_taken and not stream.ids:
+                self.close(peer, key)
         if not streams:
             self._streams.pop(peer, None)
 
@@ -190,7 +198,8 @@ class Emitter:
         self._next_resend_at = now + RESEND_AFTER_S / 2
         for peer, streams in self._streams.items():
             for key, stream in streams.items():
-                is_waiting = bool(stream.ids) or stream.ending is not None
+                is_unknown_end = stream.ending is not None and not stream.is_ending_taken
+                is_waiting = bool(stream.ids) or is_unknown_end
                 if is_waiting and not stream.has_news and now - stream.sent_at > RESEND_AFTER_S:
                     stream.sent, stream.is_ending_sent = stream.base, False
                     self._fresh[(peer, key)] = None

@@ -30,10 +30,7 @@ class Sink:
             known = self.tokens.setdefault((delta.request_id, delta.attempt), {})
             for index, token_id in enumerate(delta.ids, delta.start):
                 assert known.setdefault(index, token_id) == token_id
-        for end in emission.endings:
-            k = (end.request_id, end.attempt)
-            if self.tokens.get(k) and self.next_index(k) == end.end_index:
-                self.ended.add(k)  # an ending counts once everything before it is here
+        self.ended |= {(e.request_id, e.attempt) for e in emission.endings}
         return EmissionAck(
             taken=tuple(
                 TokensTaken(request_id=k[0], attempt=k[1], next_index=self.next_index(k))
