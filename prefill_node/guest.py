@@ -19,6 +19,7 @@ from node.state import NodeState
 from scheduling.prefill_policies import PrefillPolicy
 from scheduling.views import RequestKey, SequenceView
 from tandem.messages.common import ErrorCode, NodeRef, PrefillReport, TokenLogprobs
+from tandem.messages.handoff import FromOwner
 from tandem.messages.serving import CommandAck, Ending, Prefill
 
 
@@ -108,6 +109,7 @@ class PrefillGuest:
 
     def answer(self, node_id: str, message: msgspec.Struct, now: float) -> list[NodeAction]:
         """The owner of a hand-off answers."""
+        assert isinstance(message, FromOwner)
         return self._obey(self._transfers.handle(node_id, message, now), now)
 
     def bulk_event(self, event: object, now: float) -> list[NodeAction]:
