@@ -77,8 +77,8 @@ def run(args: argparse.Namespace, node_args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("tandem up: interrupted while starting; all processes ended", file=sys.stderr)
         return 1
-    print(_welcome(cluster, time.monotonic() - started), flush=True)
     try:
+        print(_welcome(cluster, time.monotonic() - started), flush=True)
         status = watch(cluster)
     except KeyboardInterrupt:
         print("\nDraining (Ctrl-C again kills)", flush=True)
@@ -101,8 +101,8 @@ def make_cluster(args: argparse.Namespace, node_args: Sequence[str]) -> LocalClu
         node_args=[*config, *shared, *node_args],
         gateway_args=[*config, *shared, *args.gateway_args],
         coordinator_args=[*config, *args.coordinator_args],
-        coordinator_port=_port(args.coordinator_port, COORDINATOR_PORT),
-        gateway_port=_port(args.gateway_port, GATEWAY_PORT),
+        coordinator_port=choose_port(args.coordinator_port, COORDINATOR_PORT),
+        gateway_port=choose_port(args.gateway_port, GATEWAY_PORT),
         threads_per_node=args.threads_per_node,
         run_dir=args.run_dir,
         sink=lambda name, line: print(f"{name:<{width}} | {line}", flush=True),
@@ -146,7 +146,7 @@ def drain(cluster: LocalCluster) -> int:
     return 0
 
 
-def _port(given: int | None, usual: int) -> int | None:
+def choose_port(given: int | None, usual: int) -> int | None:
     """The port asked for; the usual one where it is free; None for any."""
     if given is None:
         return usual if is_free(usual) else None

@@ -13,18 +13,19 @@ from tandem.sockets import Link
 from tandem.tables import format_table
 
 DEFAULT_COORDINATOR = "tcp://127.0.0.1:7300"
+ANSWER_S = 5.0
 PAGE_STATES = PageCounts.__struct_fields__
 
 
-async def query_status(coordinator: str, *, timeout_s: float = 5.0) -> ClusterStatus:
+async def query_status(coordinator: str) -> ClusterStatus:
     """Ask a coordinator. Raises UnavailableError where none answers in time."""
     context = zmq.asyncio.Context()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(ANSWER_S):
             return await _ask(context, coordinator)
     except TimeoutError:
         raise UnavailableError(
-            f"no coordinator answers at {coordinator} within {timeout_s:g} s: start a deployment "
+            f"no coordinator answers at {coordinator} within {ANSWER_S:g} s: start a deployment "
             "with `tandem up --model MODEL`, or name the right address (the coordinator prints it "
             "as `ready coordinator tcp://host:port`)",
             code="unavailable",

@@ -78,6 +78,6 @@ def _bar(begin_s: float, end_s: float, total_s: float) -> str:
     """`end_s` before `begin_s` (reports of two clocks) is a bar of one mark."""
     if total_s <= 0:
         return " " * BAR_WIDTH
-    first = min(int(begin_s / total_s * BAR_WIDTH), BAR_WIDTH - 1)
+    first = min(round(begin_s / total_s * BAR_WIDTH), BAR_WIDTH - 1)
     last = max(min(round(end_s / total_s * BAR_WIDTH), BAR_WIDTH), first + 1)
     return " " * first + "#" * (last - first) + " " * (BAR_WIDTH - last)

@@ -1,8 +1,9 @@
-"""A gateway and a coordinator that follow a script, on real sockets in a thread of their own."""
+"""A gateway that follows a script, on real sockets in a thread; stand-ins for the processes."""
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tandem.messages.client import (
     ToGateway,
 )
 from tandem.messages.common import FinishReason, Timeline, Usage
+from tandem.messages.membership import ClusterStatus, StatusQuery
 from tandem.sockets import Server
 
 
@@ -168,3 +170,88 @@ def gateway() -> Iterator[ScriptedGateway]:
     server = ScriptedGateway()
     yield server
     server.stop()
+
+
+class ScriptedCoordinator(ScriptedServer):
+    """Answers every question with the same status."""
+
+    union = StatusQuery
+
+    def __init__(self, status: ClusterStatus) -> None:
+        self._status = status
+        super().__init__()
+
+    def handle(self, peer: bytes, message: Any) -> None:
+        self.server.send(peer, self._status)
+
+
+@pytest.fixture
+def coordinator_of() -> Iterator[Callable[[ClusterStatus], str]]:
+    """Starts a coordinator with a given state; returns its address."""
+    started: list[ScriptedCoordinator] = []
+
+    def start(status: ClusterStatus) -> str:
+        started.append(ScriptedCoordinator(status))
+        return started[-1].address
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+FAKE_PROCESS = """
+import asyncio, os, signal, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+module = "MODULE"
+name = flags.get("--name", module)
+behaviour = flags.get("--fake", "")
+print("loading", flush=True)
+print("pid", os.getpid(), flush=True)
+if behaviour == "die":
+    print("cannot find the tokenizer", file=sys.stderr, flush=True)
+    sys.exit(3)
+
+def drain(*unused):
+    if "FAKE_EVENTS" in os.environ:
+        with open(os.environ["FAKE_EVENTS"], "a") as events:
+            print(name, file=events, flush=True)
+    if behaviour != "stubborn":
+        os._exit(0)
+
+signal.signal(signal.SIGINT, drain)
+if behaviour == "slow":
+    signal.pause()
+address = "tcp://127.0.0.1:" + flags["--port"]
+
+async def serve():
+    import zmq.asyncio
+    from tandem.messages.client import ClientPing, ClientPong, ToGateway
+    from tandem.sockets import Server
+    server = Server(zmq.asyncio.Context(), ToGateway)
+    server.bind("127.0.0.1", int(flags["--port"]))
+    print("ready gateway", address, flush=True)
+    while True:
+        peer, ping = await server.receive()
+        pong = ClientPong(
+            label=ping.label, model="m", ready=behaviour != "lonely", max_model_len=64
+        )
+        server.send(peer, pong)
+
+if module == "gateway":
+    asyncio.run(serve())
+print("ready", module, address, flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def fake_processes(tmp_path: Path) -> Path:
+    """A folder with stand-ins for the process packages; `--fake BEHAVIOUR` makes them misbehave."""
+    folder = tmp_path / "packages"
+    for module in ("coordinator", "gateway", "prefill_node", "decode_node"):
+        (folder / module).mkdir(parents=True)
+        (folder / module / "__init__.py").touch()
+        text = FAKE_PROCESS.replace("MODULE", module)
+        (folder / module / "__main__.py").write_text(text)
+    return folder
