@@ -1,25 +1,28 @@
 """`kernels/prefill_attention.py` on the CPU, for prefill chunks and decode rows alike.
 
-Online softmax over the pages of a sequence, page by page from the first one that a row sees. For a
-row and a page: scores by `dot`, their maximum, exponentials, their sum and the weighted values, all
-in one order that neither the other rows nor the chunk's borders change, so that a decode step has
-the bits of the same row inside a prefill chunk. The loops run over pages outside and over blocks of
-rows inside: a page is one contiguous run for all KV heads and is read from memory once per block.
+Online softmax over blocks of 64 keys (or a page, if larger) whose borders are absolute positions.
+For a row and a block: scores by `dot`, their maximum, exponentials, their sum and the weighted
+values, in an order that neither other rows nor the chunk's borders change, so that a decode step
+has the bits of the same row inside a prefill chunk. Keys run outside and rows inside: a page, one
+contiguous run, is read from memory once per block of rows. Slots that a row may not see are never
+read into a sum, so what they hold (even NaN) has no effect.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from kernels.cpu.arrays import WIDE, Array, array_of
-from kernels.cpu.jit import compiled
+from kernels.cpu.jit import compiled, inlined
 from kernels.cpu.simd import LANES, exp, narrow, widen
 from kernels.cpu.tiles import (
-    add_product_1,
-    add_product_4,
-    add_wide_product_1,
-    add_wide_product_4,
+    add_product_1_by_1,
+    add_product_1_by_2,
+    add_product_1_by_8,
+    add_product_4_by_1,
+    add_product_4_by_2,
     dot,
     dot_8,
     exp_row,
@@ -28,7 +31,38 @@ from kernels.cpu.tiles import (
 )
 
 BLOCK_ROWS = 16
+BLOCK_KEYS = 64
 NO_WINDOW = 1 << 30
+
+
+class Shape(NamedTuple):
+    """Sizes of one call: `rows` is allocated per block, `padded` a page's keys up to LANES."""
+
+    layer: int
+    num_layers: int
+    num_kv_heads: int
+    group: int
+    head_dim: int
+    page_size: int
+    padded: int
+    pages: int
+    rows: int
+    window: int
+
+
+class State(NamedTuple):
+    """The pool and what is known of a block of rows, all flat.
+
+    Per KV head, row and head of the group: queries and sums [.., head_dim], totals, maxima [..];
+    weights [row, head of the group, page of the block, padded] of the KV head at hand.
+    """
+
+    pool: Array
+    queries: Array
+    sums: Array
+    totals: Array
+    maxima: Array
+    weights: Array
 
 
 def paged_attention(
@@ -41,7 +75,10 @@ def paged_attention(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """q [T, Hq, D] -> out [T, Hq, D]; D a multiple of 8; see `prefill_attention_reference`."""
+    """q [T, Hq, D] -> out [T, Hq, D]; see `prefill_attention_reference`.
+
+    D is a multiple of 8, and the rows of a sequence stand at consecutive positions.
+    """
     out = torch.empty_like(q)
     paged_attention_rows(
         array_of(q),
@@ -70,202 +107,205 @@ def paged_attention_rows(
     out: Array,
 ) -> None:
     """`paged_attention` on arrays; `scale` [1] is of the computing type."""
-    num_heads, head_dim = q.shape[1], q.shape[2]
-    num_kv_heads, page_size = pool.shape[3], pool.shape[4]
-    group = num_heads // num_kv_heads
-    padded = -(-page_size // LANES) * LANES
-    most = 1
+    num_kv_heads, page_size, head_dim = pool.shape[3:]
+    rows = 1
     for s in range(len(query_starts) - 1):
-        most = max(most, min(BLOCK_ROWS, query_starts[s + 1] - query_starts[s]))
-    # A block's state, rows of one KV head side by side: [kv head, row, head of the group, ...].
-    queries = np.empty((num_kv_heads, most, group, head_dim), scale.dtype)
-    sums = np.empty((num_kv_heads, most, group, head_dim), scale.dtype)
-    totals = np.empty((num_kv_heads, most, group), scale.dtype)
-    maxima = np.empty((num_kv_heads, most, group), scale.dtype)
-    weights = np.empty((most, group, padded), scale.dtype)
+        rows = max(rows, min(BLOCK_ROWS, query_starts[s + 1] - query_starts[s]))
+    group, pages = q.shape[1] // num_kv_heads, max(1, BLOCK_KEYS // page_size)
+    padded = -(-page_size // LANES) * LANES
+    shape = Shape(
+        layer, pool.shape[1], num_kv_heads, group, head_dim, page_size, padded, pages, rows, window
+    )
+    num_states = num_kv_heads * rows * group
+    state = State(
+        pool.reshape(-1),
+        np.empty(num_states * head_dim, scale.dtype),
+        np.empty(num_states * head_dim, scale.dtype),
+        np.empty(num_states, scale.dtype),
+        np.empty(num_states, scale.dtype),
+        np.empty(rows * group * pages * padded, scale.dtype),
+    )
     for s in range(len(query_starts) - 1):
         end = query_starts[s + 1]
         for row in range(query_starts[s], end, BLOCK_ROWS):
-            count = min(BLOCK_ROWS, end - row)
-            _load_block(q, row, count, scale[0], queries, sums, totals, maxima)
-            first = max(0, positions[row] - window + 1) // page_size
-            for page in range(first, positions[row + count - 1] // page_size + 1):
-                _attend_page(
-                    pool, layer, block_tables[s, page], page * page_size, positions[row], count,
-                    window, queries, sums, totals, maxima, weights,
-                )  # fmt: skip
-            _store_block(sums, totals, row, count, out)
+            count, position = min(BLOCK_ROWS, end - row), positions[row]
+            _load_rows(shape, state, q, row, count, scale[0])
+            first = max(0, position - window + 1) // page_size // pages
+            last = (position + count - 1) // page_size // pages
+            for block in range(first, last + 1):
+                _attend_block(shape, state, block_tables[s], block * pages, position, count)
+            _store_rows(shape, state, row, count, out)
 
 
 @compiled
-def _load_block(
-    q: Array,
-    row: int,
-    count: int,
-    scale: float,
-    queries: Array,
-    sums: Array,
-    totals: Array,
-    maxima: Array,
-) -> None:
+def _load_rows(shape: Shape, state: State, q: Array, row: int, count: int, scale: float) -> None:
     """Scaled queries of `count` rows, and an empty softmax for each."""
-    num_kv_heads, _, group, head_dim = queries.shape
-    for h in range(num_kv_heads):
-        for r in range(count):
-            for g in range(group):
-                maxima[h, r, g] = -math.inf
-                totals[h, r, g] = 0.0
-                for d in range(head_dim):
-                    queries[h, r, g, d] = widen(q[row + r, h * group + g, d]) * scale
-                    sums[h, r, g, d] = 0.0
+    at = 0
+    for h in range(shape.num_kv_heads):
+        for r in range(shape.rows):
+            for g in range(shape.group):
+                if r < count:
+                    state.maxima[at] = -math.inf
+                    state.totals[at] = 0.0
+                    for d in range(shape.head_dim):
+                        value = widen(q[row + r, h * shape.group + g, d])
+                        state.queries[at * shape.head_dim + d] = value * scale
+                        state.sums[at * shape.head_dim + d] = 0.0
+                at += 1
 
 
 @compiled
-def _store_block(sums: Array, totals: Array, row: int, count: int, out: Array) -> None:
-    num_kv_heads, _, group, head_dim = sums.shape
-    for h in range(num_kv_heads):
+def _store_rows(shape: Shape, state: State, row: int, count: int, out: Array) -> None:
+    for h in range(shape.num_kv_heads):
         for r in range(count):
-            for g in range(group):
-                total = totals[h, r, g]
-                for d in range(head_dim):
-                    out[row + r, h * group + g, d] = narrow(sums[h, r, g, d] / total, out)
+            for g in range(shape.group):
+                at = (h * shape.rows + r) * shape.group + g
+                total = state.totals[at]
+                for d in range(shape.head_dim):
+                    value = state.sums[at * shape.head_dim + d] / total
+                    out[row + r, h * shape.group + g, d] = narrow(value, out)
 
 
 @compiled
-def _attend_page(
-    pool: Array,
-    layer: int,
-    page_id: int,
-    first_key: int,
-    first_position: int,
-    count: int,
-    window: int,
-    queries: Array,
-    sums: Array,
-    totals: Array,
-    maxima: Array,
-    weights: Array,
+def _attend_block(
+    shape: Shape, state: State, table: Array, first_page: int, position: int, count: int
 ) -> None:
-    """One page, whose first key has the position `first_key`, for rows at consecutive positions."""
-    num_kv_heads, rows_allocated, group, head_dim = queries.shape
-    num_layers, page_size = pool.shape[1], pool.shape[4]
-    head_size = page_size * head_dim
-    # Rows before `begin` see nothing of the page, nor do rows from `end` on; whole pages are seen
-    # by rows from `whole` to `whole_end`.
-    begin = max(0, first_key - first_position)
-    end = min(count, first_key + page_size - 1 + window - first_position)
-    whole = min(end, max(begin, first_key + page_size - 1 - first_position))
-    whole_end = max(whole, min(end, first_key + window - first_position))
-    for h in range(num_kv_heads):
-        key_at = (((page_id * num_layers + layer) * 2) * num_kv_heads + h) * head_size
-        value_at = key_at + num_kv_heads * head_size
+    """The block of pages from `first_page` on, for `count` rows from `position` on."""
+    page_size, group = shape.page_size, shape.group
+    head_size = page_size * shape.head_dim
+    size = shape.pages * shape.padded
+    begin, end, _, _ = _rows_seeing(shape, first_page, shape.pages, position, count)
+    for h in range(shape.num_kv_heads):
         for r in range(begin, end):
-            position = first_position + r
-            low = max(0, position - window + 1 - first_key)
-            high = min(page_size, position + 1 - first_key)
+            for p in range(shape.pages):
+                low, high = _keys_seen(shape, first_page + p, position + r)
+                key_at = 0
+                if low < high:
+                    page_id = table[first_page + p]
+                    page_at = (page_id * shape.num_layers + shape.layer) * 2
+                    key_at = (page_at * shape.num_kv_heads + h) * head_size
+                for g in range(group):
+                    state_at = (h * shape.rows + r) * group + g
+                    weight_at = (r * group + g) * size + p * shape.padded
+                    _score(shape, state, key_at, low, high, state_at, weight_at)
             for g in range(group):
-                query_at = ((h * rows_allocated + r) * group + g) * head_dim
-                _weigh(
-                    pool, key_at, page_size, head_dim, low, high, queries, query_at,
-                    weights, (r * group + g) * weights.shape[2], sums, totals, maxima,
-                    (h * rows_allocated + r) * group + g,
-                )  # fmt: skip
-            if r < whole or r >= whole_end:
-                at = (h * rows_allocated + r) * group
-                _add_values(
-                    pool, value_at + low * head_dim, head_dim, high - low, weights,
-                    r * group * weights.shape[2] + low, sums, at * head_dim, group,
-                )  # fmt: skip
-        if whole < whole_end:
-            at = (h * rows_allocated + whole) * group
-            _add_values(
-                pool, value_at, head_dim, page_size, weights, whole * group * weights.shape[2],
-                sums, at * head_dim, (whole_end - whole) * group,
-            )  # fmt: skip
+                state_at = (h * shape.rows + r) * group + g
+                _update_softmax(shape, state, state_at, (r * group + g) * size)
+        for p in range(shape.pages):
+            page = first_page + p
+            seen, until, whole, whole_until = _rows_seeing(shape, page, 1, position, count)
+            if seen >= until:
+                continue
+            page_at = (table[page] * shape.num_layers + shape.layer) * 2 + 1
+            value_at = (page_at * shape.num_kv_heads + h) * head_size
+            for r in range(seen, until):
+                if r < whole or r >= whole_until:
+                    low, high = _keys_seen(shape, page, position + r)
+                    _add_values(shape, state, value_at, low, high, h, r, p, 1)
+            if whole < whole_until:
+                _add_values(shape, state, value_at, 0, page_size, h, whole, p, whole_until - whole)
 
 
-@compiled
-def _weigh(
-    pool: Array,
-    key_at: int,
-    page_size: int,
-    head_dim: int,
-    low: int,
-    high: int,
-    queries: Array,
-    query_at: int,
-    weights: Array,
-    weight_at: int,
-    sums: Array,
-    totals: Array,
-    maxima: Array,
-    state_at: int,
+@inlined
+def _rows_seeing(
+    shape: Shape, page: int, num_pages: int, position: int, count: int
+) -> tuple[int, int, int, int]:
+    """Rows that see some key of the pages (from, until), and those that see all (from, until)."""
+    first_key = page * shape.page_size
+    last_key = first_key + num_pages * shape.page_size - 1
+    begin = max(0, first_key - position)
+    end = max(begin, min(count, last_key + shape.window - position))
+    whole = min(end, max(begin, last_key - position))
+    whole_end = max(whole, min(end, first_key + shape.window - position))
+    return begin, end, whole, whole_end
+
+
+@inlined
+def _keys_seen(shape: Shape, page: int, position: int) -> tuple[int, int]:
+    """Slots of a page (from, until) that a row at `position` sees; empty if until <= from."""
+    first_key = page * shape.page_size
+    low = min(shape.page_size, max(0, position - shape.window + 1 - first_key))
+    return low, max(0, min(shape.page_size, position + 1 - first_key))
+
+
+@inlined
+def _score(
+    shape: Shape, state: State, key_at: int, low: int, high: int, state_at: int, weight_at: int
 ) -> None:
-    """Softmax weights of one query over keys `low` to `high` of a page, and the running softmax."""
-    padded = weights.shape[2]
-    row, total, maximum = weights.reshape(-1), totals.reshape(-1), maxima.reshape(-1)
-    eights = page_size // LANES * LANES
-    for j in range(0, eights, LANES):
-        dot_8(
-            queries, query_at, pool, key_at + j * head_dim, head_dim, head_dim, row, weight_at + j
-        )
-    for j in range(eights, page_size):
-        row[weight_at + j] = dot(queries, query_at, pool, key_at + j * head_dim, head_dim)
+    """A page's weights: products of a query with the keys `low` to `high`, -inf elsewhere."""
+    head_dim, page_size, weights = shape.head_dim, shape.page_size, state.weights
+    query_at = state_at * head_dim
+    if low < high:
+        eights = page_size // LANES * LANES
+        for j in range(0, eights, LANES):
+            dot_8(
+                state.queries, query_at, state.pool, key_at + j * head_dim, head_dim, head_dim,
+                weights, weight_at + j,
+            )  # fmt: skip
+        for j in range(eights, page_size):
+            row = key_at + j * head_dim
+            weights[weight_at + j] = dot(state.queries, query_at, state.pool, row, head_dim)
     for j in range(low):
-        row[weight_at + j] = -math.inf
-    for j in range(high, padded):
-        row[weight_at + j] = -math.inf
-    before = maximum[state_at]
-    now = max(before, row_max(weights, weight_at, padded))
-    exp_row(weights, weight_at, padded, now)
-    added = row_sum(weights, weight_at, padded)
+        weights[weight_at + j] = -math.inf
+    for j in range(high, shape.padded):
+        weights[weight_at + j] = -math.inf
+
+
+@inlined
+def _update_softmax(shape: Shape, state: State, state_at: int, weight_at: int) -> None:
+    """Scores of a block to weights, and the running maximum, total and sums that go with them."""
+    size = shape.pages * shape.padded
+    before = state.maxima[state_at]
+    now = max(before, row_max(state.weights, weight_at, size))
+    exp_row(state.weights, weight_at, size, now)
+    added = row_sum(state.weights, weight_at, size)
     if now == before:
-        total[state_at] += added
+        state.totals[state_at] += added
         return
-    maximum[state_at] = now
     factor = exp(before - now)
-    total[state_at] = total[state_at] * factor + added
-    flat = sums.reshape(-1)
-    for d in range(query_at, query_at + head_dim):
-        flat[d] *= factor
+    state.maxima[state_at] = now
+    state.totals[state_at] = state.totals[state_at] * factor + added
+    for d in range(state_at * shape.head_dim, (state_at + 1) * shape.head_dim):
+        state.sums[d] *= factor
 
 
 @compiled
 def _add_values(
-    pool: Array,
+    shape: Shape,
+    state: State,
     value_at: int,
-    head_dim: int,
-    num_keys: int,
-    weights: Array,
-    weight_at: int,
-    sums: Array,
-    sum_at: int,
+    low: int,
+    high: int,
+    h: int,
+    r: int,
+    p: int,
     num_rows: int,
 ) -> None:
-    """sums[i] += weights[i] @ values for `num_rows` rows, over keys in order."""
-    stride = weights.shape[2]
-    wide = head_dim // (2 * LANES) * (2 * LANES)
-    for i in range(0, num_rows - num_rows % 4, 4):
-        x_at, out_at = weight_at + i * stride, sum_at + i * head_dim
-        for d in range(0, wide, 2 * LANES):
-            add_wide_product_4(
-                weights, x_at, stride, pool, value_at + d, head_dim, sums, out_at + d, head_dim,
-                num_keys,
-            )  # fmt: skip
-        for d in range(wide, head_dim, LANES):
-            add_product_4(
-                weights, x_at, stride, pool, value_at + d, head_dim, sums, out_at + d, head_dim,
-                num_keys,
-            )  # fmt: skip
-    for i in range(num_rows - num_rows % 4, num_rows):
-        x_at, out_at = weight_at + i * stride, sum_at + i * head_dim
-        for d in range(0, wide, 2 * LANES):
-            add_wide_product_1(
-                weights, x_at, stride, pool, value_at + d, head_dim, sums, out_at + d, head_dim,
-                num_keys,
-            )  # fmt: skip
-        for d in range(wide, head_dim, LANES):
-            add_product_1(
-                weights, x_at, stride, pool, value_at + d, head_dim, sums, out_at + d, head_dim,
-                num_keys,
-            )  # fmt: skip
+    """sums += weights @ values over keys `low` to `high` of a page, for rows from `r` on."""
+    x, y, out = state.weights, state.pool, state.sums
+    dim, depth = shape.head_dim, high - low
+    stride = shape.pages * shape.padded
+    weight_at = r * shape.group * stride + p * shape.padded + low
+    sum_at = (h * shape.rows + r) * shape.group * dim
+    y_at = value_at + low * dim
+    num = num_rows * shape.group
+    fours = num // 4 * 4
+    for i in range(0, fours, 4):
+        x_at, out_at = weight_at + i * stride, sum_at + i * dim
+        d = 0
+        while d + 2 * LANES <= dim:
+            add_product_4_by_2(x, x_at, stride, y, y_at + d, dim, out, out_at + d, dim, depth)
+            d += 2 * LANES
+        if d < dim:
+            add_product_4_by_1(x, x_at, stride, y, y_at + d, dim, out, out_at + d, dim, depth)
+    for i in range(fours, num):
+        x_at, out_at = weight_at + i * stride, sum_at + i * dim
+        d = 0
+        while d + 8 * LANES <= dim:
+            add_product_1_by_8(x, x_at, stride, y, y_at + d, dim, out, out_at + d, dim, depth)
+            d += 8 * LANES
+        while d + 2 * LANES <= dim:
+            add_product_1_by_2(x, x_at, stride, y, y_at + d, dim, out, out_at + d, dim, depth)
+            d += 2 * LANES
+        if d < dim:
+            add_product_1_by_1(x, x_at, stride, y, y_at + d, dim, out, out_at + d, dim, depth)

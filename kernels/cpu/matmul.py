@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kernels.cpu.arrays import WIDE, Array, array_of, optional_array
-from kernels.cpu.jit import compiled
+from kernels.cpu.jit import compiled, inlined
 from kernels.cpu.simd import narrow, widen
 from kernels.cpu.tiles import product_1, product_2, product_3, product_4, product_5, product_6
 
@@ -71,7 +71,7 @@ def matmul_panels(x: Array, panels: Array, bias: Array, out: Array) -> None:
                 row += count
 
 
-@compiled
+@inlined
 def _product(
     count: int, x: Array, x_at: int, depth: int, panels: Array, panel_at: int, tile: Array
 ) -> None:
@@ -90,7 +90,7 @@ def _product(
         product_1(x, x_at, depth, panels, panel_at, PANEL, tile, 0, PANEL, depth)
 
 
-@compiled
+@inlined
 def _write(tile: Array, count: int, row: int, column: int, bias: Array, out: Array) -> None:
     """Add the bias, round, and store the tile's columns that exist."""
     width = min(PANEL, out.shape[1] - column)

@@ -5,7 +5,7 @@ import math
 import torch
 
 from kernels.cpu.arrays import WIDE, Array, array_of, optional_array
-from kernels.cpu.jit import compiled
+from kernels.cpu.jit import compiled, inlined
 from kernels.cpu.simd import LANES, narrow, widen
 from kernels.cpu.tiles import dot
 
@@ -76,7 +76,7 @@ def rope_write_rows(
                 pool[page, layer, 1, h, slot, i] = qkv[t, value_at + i]
 
 
-@compiled
+@inlined
 def _load_head(qkv: Array, t: int, at: int, weight: Array, eps: float, head: Array) -> None:
     """One head, widened; normalised where there is a weight, and rounded like `rms_norm`."""
     size = len(head)
@@ -95,7 +95,7 @@ def _load_head(qkv: Array, t: int, at: int, weight: Array, eps: float, head: Arr
         head[i] = widen(narrow(widen(weight[i]) * value, weight))
 
 
-@compiled
+@inlined
 def _rotate(head: Array, angles: Array, out: Array) -> None:
     """The halves of a head turned by the angles, whose cosines come before their sines."""
     half = len(head) // 2

@@ -105,10 +105,11 @@ product_3 = _product_tile(3, 2, accumulate=False)
 product_4 = _product_tile(4, 2, accumulate=False)
 product_5 = _product_tile(5, 2, accumulate=False)
 product_6 = _product_tile(6, 2, accumulate=False)
-add_product_1 = _product_tile(1, 1, accumulate=True)
-add_product_4 = _product_tile(4, 1, accumulate=True)
-add_wide_product_1 = _product_tile(1, 2, accumulate=True)
-add_wide_product_4 = _product_tile(4, 2, accumulate=True)
+add_product_1_by_1 = _product_tile(1, 1, accumulate=True)
+add_product_1_by_2 = _product_tile(1, 2, accumulate=True)
+add_product_1_by_8 = _product_tile(1, 8, accumulate=True)
+add_product_4_by_1 = _product_tile(4, 1, accumulate=True)
+add_product_4_by_2 = _product_tile(4, 2, accumulate=True)
 
 
 def _products(builder: Builder, x_row: Value, y_rows: list[Value], depth: Value) -> list[Value]:
