@@ -87,11 +87,7 @@ def _decode_split_kernel(
     dims = tl.arange(0, BLOCK_DIM)
     heads = (sequence * NUM_KV_HEADS + kv_head) * GROUP + group
     head_inside = (group < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    partial = partial_ptr + (heads * num_splits + split)[:, None] * HEAD_DIM + dims[None, :]
-    if start >= end:
-        if DIRECT:
-            zero = tl.zeros((BLOCK_GROUP, BLOCK_DIM), tl.float32)
-            tl.store(partial, zero.to(partial_ptr.dtype.element_ty), mask=head_inside)
+    if start >= end and not DIRECT:
         return
 
     q = tl.load(q_ptr + heads[:, None] * HEAD_DIM + dims[None, :], mask=head_inside, other=0.0)
@@ -121,7 +117,8 @@ def _decode_split_kernel(
         acc = acc * rescale[:, None]
         acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
         maximum = new_maximum
-    acc = acc / total[:, None]
+    acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    partial = partial_ptr + (heads * num_splits + split)[:, None] * HEAD_DIM + dims[None, :]
     tl.store(partial, acc.to(partial_ptr.dtype.element_ty), mask=head_inside)
     if not DIRECT:
         lse = lse_ptr + heads * num_splits + split
@@ -218,7 +215,7 @@ def decode_attention(
         PAGE_SIZE=page_size,
         PAGE_STRIDE=pool.stride(0),
         DIRECT=num_splits == 1,
-        TILE=32 if q.dtype == torch.float32 else 64,
+        TILE=16 if q.dtype == torch.float32 else 64,
         BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
         enable_fp_fusion=True,
         num_warps=4,

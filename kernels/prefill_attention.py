@@ -190,7 +190,8 @@ def prefill_attention(
         return out
     group = num_heads // num_kv_heads
     half = q.dtype != torch.float32
-    rows = max(128 if half else 64, triton.next_power_of_2(group))
+    # In fp32 the products run outside the tensor cores: larger tiles spill registers.
+    rows = max(128 if half else 32, triton.next_power_of_2(group))
     num_sequences = query_starts.shape[0] - 1
     num_blocks = num_rows // (rows // group) + num_sequences
     _prefill_kernel[(num_blocks, num_kv_heads)](
@@ -211,7 +212,7 @@ def prefill_attention(
         PAGE_STRIDE=pool.stride(0),
         WINDOW=window or 0,
         ROWS=rows,
-        TILE=64 if half else 32,
+        TILE=64 if half else 16,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         enable_fp_fusion=True,
         num_warps=8,
