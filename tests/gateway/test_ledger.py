@@ -1,0 +1,639 @@
+"""The ledger: one undisturbed life, attempts, ends, acknowledgements, and chaos."""
+
+import random
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tandem.messages.common import TokenLogprobs
+from tandem.messages.placement import NodeDown, Place, PlaceRefused, RequestEnded
+from tandem.messages.serving import (
+    CommandRefused,
+    Decode,
+    Emission,
+    EmissionAck,
+    Ending,
+    Prefill,
+    TokenDelta,
+)
+
+
+@pytest.fixture
+def expected(world) -> list[int]:
+    """What an undisturbed request of six tokens answers, as the world itself tells it."""
+    world.submit(99)
+    world.run(12)
+    ids = world.ids(99)
+    assert len(ids) == 6
+    world.places.clear()
+    world.ends.clear()
+    return ids
+
+
+def refusal(place: Place, code: str, **changes) -> PlaceRefused:
+    return PlaceRefused(
+        request_id=place.request_id, attempt=place.attempt, code=code, message="why", **changes
+    )
+
+
+def place_of(world) -> Place:
+    """The question that the coordinator has not answered yet."""
+    (place,) = {m for m in world.to_coordinator if isinstance(m, Place)}
+    return place
+
+
+def emission(node, deltas=(), endings=()) -> Emission:
+    return Emission(
+        node_id=node.ref.node_id,
+        incarnation=node.ref.incarnation,
+        epoch=node.ref.epoch,
+        deltas=deltas,
+        endings=endings,
+    )
+
+
+def delta(number: int, attempt: int, start: int, ids) -> TokenDelta:
+    return TokenDelta(
+        request_id=number.to_bytes(16, "big"), attempt=attempt, start=start, ids=tuple(ids)
+    )
+
+
+def ending(number: int, attempt: int, end_index: int, reason: str, **changes) -> Ending:
+    request_id = number.to_bytes(16, "big")
+    return Ending(
+        request_id=request_id, attempt=attempt, end_index=end_index, reason=reason, **changes
+    )
+
+
+def last_ack(world) -> EmissionAck:
+    return next(m for _, m in reversed(world.to_nodes) if isinstance(m, EmissionAck))
+
+
+# --- an undisturbed life ----------------------------------------------------------------------
+
+
+def test_an_undisturbed_request(world) -> None:
+    world.submit(params={"max_tokens": 6})
+    world.run(12)
+    (accepted,) = world.accepted()
+    assert (accepted.label, accepted.seed, accepted.num_prompt_tokens) == ("label 1", 7, 5)
+    assert accepted.model_fingerprint == "fingerprint"
+    assert len(world.ids()) == 6
+    done = world.done()
+    assert (done.reason, done.sla_class, done.sla_attained) == ("length", "standard", True)
+    assert (done.usage.num_prompt_tokens, done.usage.num_output_tokens) == (5, 6)
+    assert done.usage.num_cached_tokens == 2
+    assert [(e.reason, e.num_output_tokens) for e in world.ends] == [("length", 6)]
+    assert (len(world.ledger), world.ledger.num_prompt_tokens) == (0, 0)
+    assert not world.cancels()
+
+
+def test_both_commands_go_out_at_once_with_the_same_spec(world) -> None:
+    world.submit()
+    world.coordinate()
+    commands = {type(m): (ref.node_id, m) for ref, m in world.to_nodes}
+    assert commands[Prefill][0] == "p0"
+    assert commands[Decode][0] == "d0"
+    assert commands[Prefill][1].spec == commands[Decode][1].spec
+    assert commands[Decode][1].prefill == world.nodes["p0"].ref
+    assert commands[Decode][1].spec.prompt_ids.array.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_without_a_prefill_node_only_decode_is_asked(world) -> None:
+    world.submit()
+    world.coordinate(prefill=None)
+    assert [type(m) for _, m in world.to_nodes] == [Decode]
+    world.run(12)
+    assert world.done().reason == "length"
+
+
+def test_the_timeline_is_on_the_gateways_clock(world) -> None:
+    world.now = 50.0
+    world.submit()
+    world.tick(0.2)
+    world.coordinate()
+    world.tick(1.0)
+    world.run(12)
+    line = world.done().timeline
+    assert line.received_unix_s == 1e9
+    assert line.placed_s == pytest.approx(0.2)
+    assert line.prefill_start_s == pytest.approx(0.21)
+    assert line.first_token_s == pytest.approx(1.2)
+    assert line.transfer_end_s == pytest.approx(0.23)
+    assert line.decode_start_s == pytest.approx(0.24)
+    assert line.finished_s == pytest.approx(1.7)
+    assert (line.prefill_node, line.decode_node) == ("p0", "d0")
+    assert (line.transfer_bytes, line.num_attempts) == (1000, 1)
+
+
+@pytest.mark.parametrize(("delay_s", "attained"), [(1.9, True), (2.1, False)])
+def test_sla_is_attained_by_what_the_client_saw(world, delay_s, attained) -> None:
+    world.submit()
+    world.coordinate()
+    world.tick(delay_s)
+    world.run(12)
+    assert world.done().sla_attained is attained
+    assert world.ends[0].sla_attained is attained
+
+
+def test_a_slow_stream_misses_its_sla_although_its_first_token_was_early(world) -> None:
+    world.submit(params={"max_tokens": 3})
+    for _ in range(6):
+        world.run(1)
+        world.tick(0.4)
+    assert world.done().timeline.first_token_s < 1
+    assert not world.done().sla_attained
+
+
+def test_logprobs_travel_with_their_tokens(world) -> None:
+    world.submit(params={"logprobs": 0})
+    world.run(12)
+    logprobs = [each for output in world.outputs() for each in output.logprobs]
+    assert logprobs == [TokenLogprobs(logprob=-float(i)) for i in range(6)]
+
+
+def test_many_tokens_at_once_make_several_messages(world) -> None:
+    world.submit(params={"max_tokens": 200})
+    world.coordinate()
+    world.deliver()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, range(10, 210)),)))
+    assert [len(o.token_ids) for o in world.outputs()] == [64, 64, 64, 8]
+    assert len(world.text()) == 200
+    assert world.ids() == list(range(10, 210))
+
+
+# --- tokens and acknowledgements --------------------------------------------------------------
+
+
+def test_tokens_beyond_a_gap_wait_and_are_not_acknowledged(world) -> None:
+    world.submit()
+    world.coordinate()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, deltas=(delta(1, 1, 2, [12, 13]),)))
+    assert world.ids() == []
+    assert last_ack(world).taken[0].next_index == 0
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]),)))
+    assert world.ids() == [10, 11, 12, 13]
+    assert last_ack(world).taken[0].next_index == 4
+
+
+def test_an_ending_before_its_tokens_waits_for_them(world) -> None:
+    world.submit()
+    world.coordinate()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, endings=(ending(1, 1, 2, "stop"),)))
+    assert last_ack(world).ended == (((1).to_bytes(16, "big"), 1),)
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]),)))
+    assert world.done().reason == "stop"
+
+
+def test_unknown_requests_are_acknowledged_so_that_nodes_forget(world) -> None:
+    node = world.nodes["d0"]
+    message = emission(node, deltas=(delta(7, 3, 5, [1, 2]),), endings=(ending(8, 1, 4, "stop"),))
+    world.say(node, message)
+    ack = last_ack(world)
+    assert [(t.request_id[-1], t.attempt, t.next_index) for t in ack.taken] == [(7, 3, 7)]
+    assert [(r[-1], a) for r, a in ack.ended] == [(7, 3), (8, 1)]
+    assert world.to_client == []
+
+
+def test_a_node_that_does_not_serve_the_request_is_not_believed(world) -> None:
+    stranger = world.add_node("x0")
+    world.submit()
+    world.coordinate()
+    world.say(stranger, emission(stranger, deltas=(delta(1, 1, 0, [10]),)))
+    world.say(stranger, emission(stranger, endings=(ending(1, 1, 0, "stop"),)))
+    assert world.ids() == []
+    assert len(world.ledger) == 1
+
+
+def test_an_emission_in_another_nodes_name_is_dropped(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.say(world.nodes["p0"], emission(world.nodes["d0"], deltas=(delta(1, 1, 0, [10]),)))
+    assert world.ids() == []
+    assert world.ledger.num_dropped == 1
+
+
+def test_a_node_that_changes_its_mind_loses_the_attempt(world) -> None:
+    world.submit()
+    world.coordinate()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]),)))
+    world.say(node, emission(node, deltas=(delta(1, 1, 1, [19]),)))
+    place = place_of(world)
+    assert (place.attempt, place.num_output_tokens) == (2, 2)
+    assert world.ids() == [10, 11]
+
+
+def test_tokens_beyond_max_tokens_are_not_delivered(world) -> None:
+    world.submit(params={"max_tokens": 2})
+    world.coordinate()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11, 12, 13]),)))
+    assert world.ids() == [10, 11]
+
+
+def test_where_token_zero_is_the_end_the_decode_node_is_told(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.deliver()
+    node = world.nodes["p0"]
+    end = ending(1, 1, 1, "stop")
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, [3]),), endings=(end,)))
+    assert world.done().reason == "stop"
+    assert world.cancels() == {("d0", 1)}
+
+
+# --- resends ----------------------------------------------------------------------------------
+
+
+def test_what_is_not_acknowledged_is_sent_again(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.to_nodes.clear()  # both commands are lost
+    world.tick(0.6)
+    assert {type(m) for _, m in world.to_nodes} == {Prefill, Decode}
+    world.run(12)
+    assert world.done().reason == "length"
+    world.to_nodes.clear()
+    world.tick(10)
+    assert not world.to_nodes
+    assert not world.to_coordinator
+
+
+def test_place_and_the_end_report_are_sent_until_answered(world) -> None:
+    world.submit()
+    world.to_coordinator.clear()
+    world.tick(0.6)
+    assert [type(m) for m in world.to_coordinator] == [Place]
+    world.do(world.ledger.cancel(b"client", (1).to_bytes(16, "big"), world.now))
+    world.to_coordinator.clear()
+    world.tick(0.6)
+    assert [type(m) for m in world.to_coordinator] == [RequestEnded]
+    world.coordinate()
+    world.tick(5)
+    assert world.to_coordinator == []
+
+
+def test_a_cancel_is_sent_until_acknowledged(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.deliver()
+    world.do(world.ledger.cancel(b"client", (1).to_bytes(16, "big"), world.now))
+    assert world.done().reason == "cancelled"
+    world.to_nodes.clear()
+    world.tick(0.6)
+    assert world.cancels() == {("p0", 1), ("d0", 1)}
+    world.deliver()
+    world.tick(5)
+    assert not world.cancels()
+    assert all(not node.specs for node in world.nodes.values())
+
+
+# --- ends -------------------------------------------------------------------------------------
+
+
+def test_a_client_cannot_cancel_what_is_not_its_own(world) -> None:
+    world.submit()
+    world.do(world.ledger.cancel(b"somebody else", (1).to_bytes(16, "big"), world.now))
+    assert len(world.ledger) == 1
+
+
+def test_a_client_that_is_gone_is_sent_nothing_and_its_requests_end(world) -> None:
+    world.submit(1)
+    world.submit(2, client=b"other")
+    world.coordinate()
+    num_said = len(world.to_client)
+    world.do(world.ledger.client_gone(b"client", world.now))
+    assert len(world.to_client) == num_said
+    assert len(world.ledger) == 1
+    assert world.cancels() == {("p0", 1), ("d0", 1)}
+
+
+def test_the_deadline_ends_a_request_in_any_state(world) -> None:
+    world.submit(1, deadline_s=1.0)
+    world.submit(2, deadline_s=1.0)
+    world.coordinate()
+    world.submit(3, deadline_s=1.0)
+    world.tick(0.9)
+    world.tick(0.2)
+    for number in (1, 2, 3):
+        done = world.done(number)
+        assert (done.reason, done.code) == ("failed", "deadline_exceeded")
+        assert not done.sla_attained
+    assert "1 s" in world.done(1).message
+
+
+def test_nodes_are_told_how_much_of_the_deadline_is_left(world) -> None:
+    world.submit(deadline_s=10.0)
+    world.tick(4.0)
+    world.coordinate()
+    assert {m.spec.deadline_s for _, m in world.to_nodes} == {6.0}
+
+
+def test_a_stop_string_cuts_text_and_tokens_and_cancels(world, expected) -> None:
+    text = world.text(99)
+    stop = text[2:4]
+    world.submit(params={"max_tokens": 50, "stop": (stop,)})
+    world.run(4)
+    done = world.done()
+    assert (done.reason, done.stop_string) == ("stop", stop)
+    assert world.text() == text[:2]
+    assert world.ids() == expected[:4]
+    assert done.usage.num_output_tokens == 4
+    assert all(not node.specs for node in world.nodes.values())
+
+
+def test_text_held_for_a_stop_string_comes_at_the_end(world, expected) -> None:
+    text = world.text(99)
+    world.submit(params={"stop": (text[-1] + "?",)})
+    world.run(12)
+    assert world.text() == text
+    assert world.ids() == expected
+    assert world.done().stop_string is None
+
+
+def test_stop_tokens_are_delivered_without_text(world) -> None:
+    world.submit(params={"stop_token_ids": (11,)})
+    world.coordinate()
+    node = world.nodes["d0"]
+    end = ending(1, 1, 2, "stop")
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]),), endings=(end,)))
+    assert world.ids() == [10, 11]
+    assert len(world.text()) == 1
+
+
+def test_without_a_coordinator_a_request_fails_with_advice(world) -> None:
+    world.submit()
+    world.tick(29)
+    assert len(world.ledger) == 1
+    world.tick(2)
+    done = world.done()
+    assert (done.code, done.reason) == ("unavailable", "failed")
+    assert "scripts/launch_coordinator" in done.message
+
+
+def test_a_refused_placement_ends_the_request_with_its_reason(world) -> None:
+    world.submit()
+    world.hear(refusal(place_of(world), "no_decode_node", retry_after_s=5.0))
+    done = world.done()
+    assert (done.code, done.message, done.retry_after_s) == ("no_decode_node", "why", 5.0)
+
+
+# --- attempts ---------------------------------------------------------------------------------
+
+
+def test_a_dead_decode_node_costs_nothing_but_an_attempt(world, expected) -> None:
+    world.submit()
+    world.coordinate()
+    world.run(2)
+    num_before = len(world.ids())
+    assert 0 < num_before < 6
+    dead = world.lose("d0")
+    assert ("d0", dead.ref.epoch) in {(c.node_id, c.epoch) for c in world.closed}
+    place = place_of(world)
+    assert (place.attempt, place.num_output_tokens) == (2, num_before)
+    world.add_node("d0")
+    world.run(20)
+    assert world.ids() == expected
+    done = world.done()
+    assert (done.reason, done.timeline.num_attempts) == ("length", 2)
+    assert done.usage.num_output_tokens == 6
+
+
+def test_the_second_attempt_carries_what_was_delivered(world) -> None:
+    world.submit()
+    world.coordinate()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]), delta(1, 1, 3, [13]))))
+    world.lose("d0")
+    world.add_node("d0")
+    world.coordinate()
+    specs = [m.spec for _, m in world.to_nodes if isinstance(m, Decode) and m.spec.attempt == 2]
+    assert [s.output_ids.array.tolist() for s in specs] == [[10, 11]]
+    assert [s.prompt_ids.array.tolist() for s in specs] == [[0, 1, 2, 3, 4]]
+    assert ("p0", 1) in world.cancels()
+
+
+def test_a_dead_prefill_node_is_irrelevant_once_decode_carries_on(world, expected) -> None:
+    world.submit()
+    world.coordinate()
+    world.run(2)
+    world.lose("p0")
+    world.run(12)
+    assert world.ids() == expected
+    assert world.done().timeline.num_attempts == 1
+
+
+def test_a_dead_prefill_node_before_that_starts_another_attempt(world, expected) -> None:
+    world.submit()
+    world.coordinate()
+    world.lose("p0")
+    assert world.cancels() == {("d0", 1)}
+    world.add_node("p0")
+    world.run(20)
+    assert world.ids() == expected
+    assert world.done().timeline.num_attempts == 2
+
+
+def test_three_failed_attempts_are_the_end(world) -> None:
+    world.submit()
+    for _ in range(3):
+        world.coordinate()
+        world.lose("d0")
+        world.add_node("d0")
+    done = world.done()
+    assert (done.code, done.reason, done.timeline.num_attempts) == ("node_failed", "failed", 3)
+    assert "3 attempts failed" in done.message
+    assert "d0 is down" in done.message
+
+
+def test_old_news_of_a_node_do_not_touch_its_new_epoch(world, expected) -> None:
+    old = world.lose("d0")
+    world.add_node("d0")
+    world.submit()
+    world.coordinate()
+    world.hear(NodeDown(node_id="d0", epoch=old.ref.epoch, reason="again"))
+    world.run(12)
+    assert world.ids() == expected
+    assert world.done().timeline.num_attempts == 1
+
+
+def test_a_placement_on_a_node_known_to_be_down_is_not_used(world) -> None:
+    world.submit()
+    place = place_of(world)
+    answer = world.placed(place)
+    world.lose("d0")
+    world.to_coordinator.clear()
+    world.hear(answer)
+    assert place_of(world).attempt == 2
+    assert not [m for _, m in world.to_nodes if isinstance(m, Decode)]
+
+
+def refuse_decode(world, code: str) -> None:
+    refused = CommandRefused(
+        command="decode",
+        request_id=(1).to_bytes(16, "big"),
+        attempt=1,
+        code=code,
+        message="because",
+    )
+    world.submit()
+    world.coordinate()
+    world.say(world.nodes["d0"], refused)
+
+
+def test_a_command_refused_for_now_is_tried_elsewhere(world) -> None:
+    refuse_decode(world, "unavailable")
+    assert place_of(world).attempt == 2
+    assert ("p0", 1) in world.cancels()
+
+
+def test_a_command_refused_for_good_ends_the_request(world) -> None:
+    refuse_decode(world, "too_few_pages")
+    assert world.done().code == "too_few_pages"
+    assert "because" in world.done().message
+
+
+@pytest.mark.parametrize("reason", ["failed", "cancelled"])
+def test_a_node_that_gives_up_starts_another_attempt(world, expected, reason) -> None:
+    world.submit()
+    world.coordinate()
+    world.deliver()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, endings=(ending(1, 1, 0, reason),)))
+    node.specs.clear()
+    world.run(20)
+    assert world.ids() == expected
+    assert world.done().timeline.num_attempts == 2
+
+
+def test_a_late_failure_of_prefill_does_not_disturb_decode(world, expected) -> None:
+    world.submit()
+    world.coordinate()
+    world.run(2)
+    node = world.nodes["p0"]
+    late = ending(1, 1, 0, "failed", code="transfer_failed", message="late")
+    world.say(node, emission(node, endings=(late,)))
+    world.run(12)
+    assert world.ids() == expected
+    assert world.done().timeline.num_attempts == 1
+
+
+@pytest.mark.parametrize(("last", "reason"), [(3, "stop"), (15, "length")])
+def test_a_node_that_dies_after_the_last_token_needs_no_successor(world, last, reason) -> None:
+    world.submit(params={"max_tokens": 2 if reason == "length" else 9})
+    world.coordinate()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, last]),)))
+    world.lose("d0")
+    assert world.done().reason == reason
+    assert world.ids() == [10, last]
+
+
+def test_a_late_token_of_an_earlier_attempt_on_the_same_node_is_not_taken(world) -> None:
+    world.submit()
+    world.coordinate()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, endings=(ending(1, 1, 0, "failed"),)))
+    world.coordinate()
+    late = emission(node, deltas=(delta(1, 1, 0, [77]),), endings=(ending(1, 1, 1, "stop"),))
+    world.say(node, late)
+    assert world.ids() == []
+    assert [(t.attempt, t.next_index) for t in last_ack(world).taken] == [(1, 1)]
+    world.say(node, emission(node, deltas=(delta(1, 2, 0, [10]),)))
+    assert world.ids() == [10]
+
+
+def test_what_waited_behind_a_gap_is_void_in_the_next_attempt(world) -> None:
+    world.submit()
+    world.coordinate()
+    node = world.nodes["d0"]
+    world.say(node, emission(node, deltas=(delta(1, 1, 1, [77]),)))
+    world.say(node, emission(node, endings=(ending(1, 1, 0, "failed"),)))
+    world.coordinate()
+    world.say(node, emission(node, deltas=(delta(1, 2, 0, [10, 11]),)))
+    assert world.ids() == [10, 11]
+    assert world.ledger.num_dropped == 0
+
+
+def test_a_request_that_lost_its_node_waits_for_a_new_one(world, expected) -> None:
+    world.submit()
+    world.coordinate()
+    world.run(2)
+    world.lose("d0")
+    for _ in range(10):
+        for place in [m for m in world.to_coordinator if isinstance(m, Place)]:
+            world.hear(refusal(place, "no_decode_node", retry_after_s=5.0))
+        world.to_coordinator.clear()
+        world.tick(1.0)
+    assert len(world.ledger) == 1
+    world.add_node("d0")
+    world.run(20)
+    assert world.ids() == expected
+
+
+def test_but_not_for_ever(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.lose("d0")
+    place = place_of(world)
+    world.now += 31
+    world.hear(refusal(place, "no_decode_node", retry_after_s=5.0))
+    assert world.done().code == "no_decode_node"
+
+
+def test_late_answers_of_the_coordinator_are_dropped(world) -> None:
+    world.submit()
+    place = place_of(world)
+    world.coordinate()
+    num_sent = len(world.to_nodes)
+    world.hear(refusal(place, "no_decode_node"))
+    world.hear(world.placed(place))
+    world.hear(world.placed(msgspec.structs.replace(place, attempt=2)))
+    assert len(world.to_nodes) == num_sent
+    assert len(world.ledger) == 1
+
+
+# --- chaos ------------------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.randoms(use_true_random=False), st.integers(0, 2))
+def test_streams_are_exactly_once_whatever_happens(
+    make_world, make_chaos, rng: random.Random, num_deaths: int
+) -> None:
+    """Loss, repetition, reordering, zombies with garbage: each token once, in order, one end."""
+    world = make_world()
+    chaos = make_chaos(world, rng)
+    for number in (1, 2, 3):
+        world.submit(number, params={"max_tokens": 4 + 3 * number})
+    deaths = set(rng.sample(range(40), num_deaths))
+    for step in range(40):
+        chaos.step()
+        if step in deaths:
+            chaos.kill(rng.choice(["p0", "d0"]))
+    for zombie in chaos.zombies:
+        for message in zombie.emit():
+            world.say(zombie, message)
+    world.run(60)
+    for number in (1, 2, 3):
+        ids = world.ids(number)
+        assert all(0 <= token_id < 100 for token_id in ids), "a zombie was believed"
+        assert len(ids) == 4 + 3 * number
+        assert ids == world.ids(3)[: len(ids)]
+        assert world.done(number).reason == "length"
+        assert world.done(number).usage.num_output_tokens == len(ids)
+    assert len(world.ledger) == 0
+    assert len({e.request_id for e in world.ends}) == 3
+    world.tick(10)
+    assert not world.to_nodes, "something is still asked of a node"
+    assert all(not node.specs for node in world.nodes.values()), "a node still has a request"

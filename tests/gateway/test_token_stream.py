@@ -1,0 +1,34 @@
+"""Tokens by absolute index."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.token_stream import MAX_TOKENS_AHEAD, Divergence, TokenStream
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 8)), max_size=40))
+def test_each_token_is_taken_once_and_in_order(spans) -> None:
+    stream = TokenStream(25)
+    taken: list[int] = []
+    for start, length in [*spans, (0, 30)]:
+        ids = range(start + 100, start + 100 + length)
+        taken += [token.token_id for token in stream.offer(start, ids)]
+        assert taken == list(range(100, 100 + stream.next_index))
+    assert taken == list(range(100, 125))
+
+
+def test_a_token_that_comes_back_different_is_an_error() -> None:
+    stream = TokenStream(10)
+    stream.offer(0, [1, 2])
+    stream.offer(4, [5])
+    for start, token_id in [(1, 9), (4, 9)]:
+        with pytest.raises(Divergence) as caught:
+            stream.offer(start, [token_id])
+        assert f"token {start}" in str(caught.value)
+
+
+def test_the_gap_is_bounded() -> None:
+    stream = TokenStream(10**6)
+    stream.offer(1, range(2 * MAX_TOKENS_AHEAD))
+    assert len(stream.offer(0, [7])) == MAX_TOKENS_AHEAD
