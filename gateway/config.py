@@ -20,7 +20,7 @@ class GatewayConfig:
         bool, Help("listen on an address that other machines reach, without keys")
     ] = False
     coordinator: Annotated[str, Help("address of the coordinator")] = "tcp://127.0.0.1:7300"
-    gateway_id: Annotated[
+    name: Annotated[
         str | None, Help("gateway name, unique in the deployment; default: made up")
     ] = None
     served_model_name: Annotated[

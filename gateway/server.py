@@ -88,7 +88,7 @@ class Gateway:
     ) -> None:
         self._config = config
         self._model = model
-        self._gateway_id = config.gateway_id or f"gateway-{secrets.token_hex(2)}"
+        self._gateway_id = config.name or f"gateway-{secrets.token_hex(2)}"
         self._incarnation = time.time_ns()
         identity = peer_identity("gateway", self._gateway_id, self._incarnation)
         self._tokenization = Tokenization(model.tokenizer, num_threads=config.num_tokenizer_threads)
