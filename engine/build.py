@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from engine.bundles import select_ops
+from engine.bundles import Numerics, select_ops
 from engine.decoder import Decoder, kv_layout
 from engine.kv_pool import TORCH_DTYPES, AllocateBuffer, make_kv_pool
 from engine.memory import MemoryBudget, available_bytes, plan_memory
@@ -20,7 +20,6 @@ from engine.weights import Progress, load_weights
 from tandem.model_config import ModelConfig, ModelDtype
 
 OnPhase = Callable[[str, float], None]
-Numerics = Literal["invariant", "fast"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +27,15 @@ class EngineOptions:
     """What an operator chooses about the device side.
 
     dtype: of weights and KV; "auto" is float32 on the CPU (its exact path), else the checkpoint's.
-    numerics: "invariant" makes a row's bits independent of what shares its batch. num_pages: of
-    the KV pool; None takes `memory_share` of what is free once the weights are loaded.
+    numerics: "invariant" makes a row's bits independent of what shares its batch; "auto" asks for
+    that on the CPU. num_pages: of the KV pool; None takes `memory_share` of what is free once the
+    weights are loaded.
     max_model_len: longest sequence; None is the model's own limit.
     """
 
     device: str = "cpu"
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    numerics: Numerics = "invariant"
+    numerics: Numerics = "auto"
     page_size: int = 16
     num_pages: int | None = None
     memory_share: float = 0.5

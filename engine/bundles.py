@@ -6,19 +6,49 @@ import torch
 
 from engine.batch import Batch
 from engine.kv_pool import TORCH_DTYPES
-from engine.linear import cpu_linears
-from engine.ops import Ops, plain_ops
+from engine.linear import cpu_linears, gpu_linears
+from engine.ops import Ops, RowAttention, SplitAttention, plain_ops
+from kernels import rms_norm as gpu_rms_norm
+from kernels import rope as gpu_rope
+from kernels import silu_and_mul as gpu_silu_and_mul
 from kernels.cpu.arrays import SUPPORTED
 from kernels.cpu.attention import paged_attention
 from kernels.cpu.rms_norm import rms_norm
 from kernels.cpu.rope import rope_write
 from kernels.cpu.silu_and_mul import silu_and_mul
 from kernels.cpu.simd import LANES
+from kernels.decode_attention import decode_attention
+from kernels.prefill_attention import prefill_attention
 from tandem.model_config import ModelConfig, ModelDtype
 
+Numerics = Literal["auto", "invariant", "fast"]
+ResolvedNumerics = Literal["invariant", "fast"]
 
-def cpu_ops(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> Ops:
-    """numba kernels and packed products; attention runs one kernel over all rows of a batch."""
+
+def select_ops(
+    device: torch.device, dtype: ModelDtype, numerics: Numerics, config: ModelConfig
+) -> Ops:
+    """The fastest operations for `config` in `dtype` on `device` that keep what `numerics` says.
+
+    "auto" is "invariant" on the CPU and "fast" on a GPU, where invariance costs speed.
+    """
+    if device.type == "cuda":
+        return gpu_ops("fast" if numerics == "auto" else numerics, dtype)
+    resolved: ResolvedNumerics = "invariant" if numerics == "auto" else numerics
+    torch_dtype = TORCH_DTYPES[dtype]
+    if torch_dtype in SUPPORTED and config.head_dim % LANES == 0:
+        return cpu_ops(resolved, torch_dtype)
+    if resolved == "fast":
+        return plain_ops()
+    raise ValueError(
+        f"invariant numerics on the CPU need a head_dim that is a multiple of {LANES} (this model "
+        f"has {config.head_dim}) and float64, float32 or bfloat16 (not {dtype}): use "
+        "--numerics fast or another --dtype"
+    )
+
+
+def cpu_ops(numerics: ResolvedNumerics, dtype: torch.dtype) -> Ops:
+    """numba kernels and packed products; one attention kernel for all rows of a batch."""
     return Ops(
         name=f"cpu, {numerics}",
         rms_norm=rms_norm,
@@ -29,17 +59,20 @@ def cpu_ops(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> Ops:
     )
 
 
-def select_ops(
-    device: torch.device,
-    dtype: ModelDtype,
-    numerics: Literal["invariant", "fast"],
-    config: ModelConfig,
-) -> Ops:
-    """The fastest operations that compute `config` in `dtype` on `device` as `numerics` promises."""
-    torch_dtype = TORCH_DTYPES[dtype]
-    if torch_dtype not in SUPPORTED or config.head_dim % LANES:
-        return plain_ops()
-    return cpu_ops(numerics, torch_dtype)
+def gpu_ops(numerics: ResolvedNumerics, dtype: ModelDtype) -> Ops:
+    """Triton kernels and cuBLAS. Invariance there means the decode kernel for every row."""
+    if dtype == "float64":
+        raise ValueError("float64 runs on the CPU only: use --device cpu or another --dtype")
+    invariant = numerics == "invariant"
+    split = SplitAttention(decode_attention, prefill_attention)
+    return Ops(
+        name=f"gpu, {numerics}",
+        rms_norm=gpu_rms_norm.rms_norm,
+        rope_write=gpu_rope.rope_write,
+        silu_and_mul=gpu_silu_and_mul.silu_and_mul,
+        attention=RowAttention(decode_attention) if invariant else split,
+        make_linear=gpu_linears(numerics),
+    )
 
 
 def _cpu_attention(

@@ -1,6 +1,6 @@
-"""Matrix products of the CPU path, and the check that a row's bits do not depend on its batch.
+"""Matrix products, and the check that a row's bits do not depend on its batch.
 
-`invariant` numerics take, for every weight shape, the first of three products that passes
+On the CPU `invariant` numerics take, for every weight shape, the first of three products that passes
 `rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by
 construction and the same on every machine), prepacked oneDNN, or torch's product over blocks of a
 fixed number of rows. `fast` numerics take prepacked oneDNN, else torch's product, unchecked.
@@ -40,7 +40,7 @@ class InvariantLinears:
             return self._chosen[shape][1](weight, bias)
         for candidate in self._candidates:
             linear = candidate[1](weight, bias)
-            if rows_are_invariant(linear, weight.shape[1], weight.dtype):
+            if rows_are_invariant(linear, weight.shape[1], weight.dtype, weight.device):
                 self._chosen[shape] = candidate
                 return linear
         names = ", ".join(name for name, _ in self._candidates)
@@ -54,10 +54,12 @@ class InvariantLinears:
         return {shape: name for shape, (name, _) in self._chosen.items()}
 
 
-def rows_are_invariant(linear: Linear, depth: int, dtype: torch.dtype) -> bool:
+def rows_are_invariant(
+    linear: Linear, depth: int, dtype: torch.dtype, device: torch.device
+) -> bool:
     """Whether rows have the same bits alone, in batches of other sizes and at other places."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(CHECKED_ROWS, depth, generator=generator).to(dtype)
+    x = torch.randn(CHECKED_ROWS, depth, generator=generator).to(device, dtype)
     whole = linear(x)
     return all(
         torch.equal(linear(x[first : first + count].contiguous()), whole[first : first + count])
@@ -88,7 +90,7 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 
 def padded_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """torch's product, always over PADDED_ROWS rows: slow for one row, but the same call for all."""
+    """torch's product, always over PADDED_ROWS rows: slow for one row, the same call for all."""
 
     def linear(x: torch.Tensor) -> torch.Tensor:
         num_rows = x.shape[0]
@@ -107,3 +109,10 @@ def cpu_linears(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> M
     if dtype in SUPPORTED:
         candidates.insert(0, ("panels", panel_linear))
     return InvariantLinears(tuple(candidates))
+
+
+def gpu_linears(numerics: Literal["invariant", "fast"]) -> MakeLinear:
+    """cuBLAS as it is, or whichever way of calling it keeps the bits of a row."""
+    if numerics == "fast":
+        return plain_linear
+    return InvariantLinears((("torch", plain_linear), ("padded", padded_linear)))

@@ -3,6 +3,7 @@
 All sizes in bytes. `plan_memory` is pure; `available_bytes` is the one function that looks.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from tandem.layout import KVLayout
 
 MEMINFO = Path("/proc/meminfo")
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,16 @@ def available_bytes(device: torch.device) -> int:
         return free
     for line in MEMINFO.read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    raise ValueError(f"{MEMINFO} has no MemAvailable: give the number of KV pages by --kv-pages")
+            return int(min(int(line.split()[1]) << 10, _left_in_container()))
+    raise ValueError(f"{MEMINFO} has no MemAvailable: give the number of KV pages by --num-pages")
+
+
+def _left_in_container() -> float:
+    """Bytes below the limit of this control group; infinite where there is no limit."""
+    limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
+    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
+        return math.inf
+    return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
 def plan_memory(
@@ -53,13 +63,13 @@ def plan_memory(
     if kv_bytes > free_bytes:
         raise ValueError(
             f"{num_pages} KV pages need {kv_bytes >> 20} MiB, but {free_bytes >> 20} MiB are free: "
-            "lower --kv-pages or free memory"
+            "lower --num-pages or free memory"
         )
     needed = layout.num_pages_for(max_model_len)
     if num_pages < needed:
         raise ValueError(
             f"{max(num_pages, 0)} KV pages of {layout.page_size} tokens cannot hold one sequence "
-            f"of {max_model_len} tokens, which takes {needed}: raise --kv-memory or --kv-pages, or "
+            f"of {max_model_len} tokens, which takes {needed}: raise --memory-share or --num-pages, or "
             "lower --max-model-len"
         )
     return MemoryBudget(

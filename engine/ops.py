@@ -115,6 +115,26 @@ class SplitAttention:
         return torch.cat((singles, chunks))
 
 
+class RowAttention:
+    """The decode kernel over every row: one order of additions for prefill and decode alike."""
+
+    def __init__(self, decode: "DecodeAttention") -> None:
+        self._decode = decode
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        pool: torch.Tensor,
+        layer: int,
+        batch: Batch,
+        scale: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        counts = batch.query_starts.diff()
+        tables = batch.block_tables.repeat_interleave(counts, 0, output_size=batch.num_tokens)
+        return self._decode(q, pool, layer, tables, batch.positions + 1, scale, window)
+
+
 class DecodeAttention(Protocol):
     """See `kernels/decode_attention.py`."""
 
