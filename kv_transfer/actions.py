@@ -164,7 +164,10 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalFailed:
-    """For the decode guest: this attempt's KV will not come."""
+    """For the decode guest: this attempt's KV will not come.
+
+    `code` is "cancelled" where the writer gave the attempt up: it tells the gateway why itself.
+    """
 
     key: TransferKey
     code: ErrorCode

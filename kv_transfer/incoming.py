@@ -251,7 +251,7 @@ class IncomingTransfers:
         self._revokes.acknowledge(key)
         if arrival.phase in (ArrivalPhase.QUEUED, ArrivalPhase.OPEN):
             reason = "the prefill node gave the attempt up"
-            self._fail(arrival, "transfer_failed", reason, now)
+            self._fail(arrival, "cancelled", reason, now)
         elif arrival.phase is ArrivalPhase.DRAINING:
             self._free_if_drained(arrival)
 

@@ -153,7 +153,7 @@ class World:
                 self.memory[page] = cell
             else:
                 self.in_flight.append((copy.grant_id, page, cell))
-        if not self.is_mapped and not fails:
+        if not self.is_mapped and not fails and copy.key not in self.stopped:
             while any(grant == copy.grant_id for grant, _, _ in self.in_flight):
                 fails |= not self.receive_first_of(copy.grant_id)
         del self.copies[index]
@@ -396,6 +396,19 @@ class HandOff(RuleBasedStateMachine):
     def no_page_is_reused_under_a_writer(self) -> None:
         for copy in self.world.copies:
             self.world.assert_targets_are_its_own(copy)
+
+    @invariant()
+    def an_open_receiver_covers_only_pages_of_its_grant(self) -> None:
+        world = self.world
+        for grant_id, pages in world.receiver.items():
+            for page in pages:
+                assert world.grant_of_page[page] == grant_id
+                assert world.ledger.state(page) in (
+                    PageState.GRANTED,
+                    PageState.FILLING,
+                    PageState.DRAINING,
+                    PageState.QUARANTINED,
+                )
 
     @invariant()
     def pages_of_residents_do_not_change(self) -> None:

@@ -1,0 +1,215 @@
+"""Real copies between two pools over every transport: bytes, checksums, stops, losses, leaks."""
+
+import queue
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from kv_transfer.actions import (
+    BulkEvent,
+    CloseGrant,
+    GrantClosed,
+    OpenGrant,
+    PagesVerified,
+    PagesWritten,
+    StopWriting,
+    VerifyPages,
+    WriteFailed,
+    WritePages,
+)
+from kv_transfer.bulk import BulkThread
+from kv_transfer.inproc import InprocPools
+from kv_transfer.shared_memory import SharedPool
+
+PAGE_BYTES = 4096 * 3
+NUM_PAGES = 40
+SOURCES, TARGETS = (3, 1, 20, 39), (9, 0, 30, 17)
+
+
+@pytest.fixture
+def pool() -> Iterator[SharedPool]:
+    pool = SharedPool.create((NUM_PAGES + 1) * 2_000_000)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(params=["inproc", "shared_memory", "zmq"])
+def pair(request, make_node, make_pages, pool: SharedPool, inproc: InprocPools):
+    """A writer and an owner joined by a transport."""
+    return join(request.param, make_node, make_pages, pool, inproc, PAGE_BYTES)
+
+
+def join(transport: str, make_node, make_pages, pool: SharedPool, inproc, page_bytes: int):
+    is_shared = transport == "shared_memory"
+    pages = (
+        pool.pages(page_bytes, NUM_PAGES)
+        if is_shared
+        else np.zeros((NUM_PAGES, page_bytes), np.uint8)
+    )
+    owner = make_node("d0", pages)
+    writer = make_node("p0", make_pages(NUM_PAGES, page_bytes))
+    if transport == "inproc":
+        inproc.register("d0", pages)
+    address = {"inproc": "d0", "zmq": owner.bulk.zmq_address}.get(transport) or pool.serve()
+    owner.bulk.admit_writer(writer.identity, transport)
+    writer.bulk.open_peer("d0", transport, address, NUM_PAGES)
+    return writer, owner, transport
+
+
+def verify(owner, write: WritePages, written: PagesWritten) -> PagesVerified:
+    pages = write.target_pages
+    owner.bulk.submit(VerifyPages(write.key, write.grant_id, pages, (written.chunk,)))
+    event = owner.event()
+    assert isinstance(event, PagesVerified)
+    return event
+
+
+def test_pages_arrive_and_verify(pair, make_write: Callable[..., WritePages]) -> None:
+    writer, owner, transport = pair
+    write = make_write("d0", SOURCES, TARGETS)
+    owner.bulk.submit(OpenGrant(write.grant_id, writer.identity, TARGETS))
+    writer.bulk.submit(write)
+    written = writer.event()
+    assert isinstance(written, PagesWritten)
+    assert (written.key, written.chunk.first, written.chunk.num_pages) == (write.key, 0, 4)
+    assert np.array_equal(owner.pages[list(TARGETS)], writer.pages[list(SOURCES)])
+    untouched = sorted(set(range(NUM_PAGES)) - set(TARGETS))
+    assert not owner.pages[untouched].any()
+    assert verify(owner, write, written) == PagesVerified(write.key, write.grant_id, None)
+    owner.bulk.submit(CloseGrant(write.grant_id))
+    assert owner.event() == GrantClosed(write.grant_id, transport == "zmq")
+
+
+def test_a_flipped_bit_is_found(pair, make_write: Callable[..., WritePages]) -> None:
+    writer, owner, _ = pair
+    write = make_write("d0", SOURCES, TARGETS)
+    owner.bulk.submit(OpenGrant(write.grant_id, writer.identity, TARGETS))
+    writer.bulk.submit(write)
+    written = writer.event()
+    owner.pages[TARGETS[2], 777] ^= 1
+    verified = verify(owner, write, written)
+    assert verified.error is not None
+    assert "checksum of pages 0 to 3" in verified.error
+
+
+def test_right_bytes_of_another_request_do_not_verify(pair, make_write) -> None:
+    writer, owner, _ = pair
+    write = make_write("d0", SOURCES, TARGETS)
+    owner.bulk.submit(OpenGrant(write.grant_id, writer.identity, TARGETS))
+    writer.bulk.submit(write)
+    chunk = writer.event().chunk
+    other_key = (b"other request id", 1)
+    owner.bulk.submit(VerifyPages(other_key, write.grant_id, TARGETS, (chunk,)))
+    assert owner.event().error is not None
+
+
+def test_pages_in_exchanged_places_do_not_verify(pair, make_write) -> None:
+    writer, owner, _ = pair
+    write = make_write("d0", SOURCES, TARGETS)
+    owner.bulk.submit(OpenGrant(write.grant_id, writer.identity, TARGETS))
+    writer.bulk.submit(write)
+    written = writer.event()
+    owner.pages[[TARGETS[0], TARGETS[1]]] = owner.pages[[TARGETS[1], TARGETS[0]]]
+    assert verify(owner, write, written).error is not None
+
+
+@pytest.mark.parametrize("transport", ["inproc", "shared_memory", "zmq"])
+@pytest.mark.parametrize("page_bytes", [64, 1_300_000])
+def test_pages_smaller_and_larger_than_a_chunk(
+    transport: str, page_bytes: int, make_node, make_pages, make_write, pool, inproc
+) -> None:
+    writer, owner, _ = join(transport, make_node, make_pages, pool, inproc, page_bytes)
+    sources, targets = tuple(range(1, 35)), tuple(range(35, 1, -1))
+    owner.bulk.submit(OpenGrant(7, writer.identity, targets))
+    first = make_write("d0", sources[:20], targets[:20])
+    second = make_write("d0", sources[20:], targets[20:], first=20)
+    writer.bulk.submit(first)
+    writer.bulk.submit(second)
+    chunks = tuple(writer.event().chunk for _ in range(2))
+    assert np.array_equal(owner.pages[list(targets)], writer.pages[list(sources)])
+    owner.bulk.submit(VerifyPages(first.key, 7, targets, chunks))
+    assert owner.event() == PagesVerified(first.key, 7, None)
+
+
+def test_every_write_is_answered_after_a_stop(pair, make_write) -> None:
+    writer, owner, _ = pair
+    pages = tuple(range(NUM_PAGES))
+    owner.bulk.submit(OpenGrant(7, writer.identity, pages * 50))
+    writes = [make_write("d0", pages, pages, first=i * NUM_PAGES) for i in range(50)]
+    for write in writes:
+        writer.bulk.submit(write)
+    writer.bulk.submit(StopWriting(writes[0].key))
+    answers = [writer.event() for _ in writes]
+    assert {a.chunk.first if isinstance(a, PagesWritten) else a.first for a in answers} == {
+        write.first for write in writes
+    }
+    assert isinstance(answers[-1], WriteFailed)
+    assert writer.events.empty()
+
+
+def test_a_closed_peer_fails_its_writes_and_can_be_opened_again(pair, make_write) -> None:
+    writer, owner, _ = pair
+    writer.bulk.close_peer("d0")
+    writer.bulk.submit(make_write("d0", SOURCES, TARGETS))
+    failed = writer.event()
+    assert isinstance(failed, WriteFailed)
+    assert "no pool of d0 is open" in failed.reason
+    writer.bulk.open_peer("d0", "zmq", owner.bulk.zmq_address, NUM_PAGES)
+    owner.bulk.admit_writer(writer.identity, "zmq")
+    owner.bulk.submit(OpenGrant(8, writer.identity, TARGETS))
+    writer.bulk.submit(make_write("d0", SOURCES, TARGETS, grant_id=8))
+    assert isinstance(writer.event(), PagesWritten)
+
+
+@pytest.mark.parametrize("transport", ["inproc", "shared_memory"])
+def test_a_page_beyond_the_mapped_pool_is_refused(
+    transport: str, make_node, make_pages, make_write, pool, inproc
+) -> None:
+    writer, _, _ = join(transport, make_node, make_pages, pool, inproc, PAGE_BYTES)
+    writer.bulk.submit(make_write("d0", SOURCES, (*TARGETS[:3], NUM_PAGES)))
+    failed = writer.event()
+    assert isinstance(failed, WriteFailed)
+    assert f"page {NUM_PAGES} of a pool of {NUM_PAGES}" in failed.reason
+
+
+def test_an_unknown_transport_says_so(make_node, make_pages) -> None:
+    node = make_node("p0", make_pages(2, 64))
+    with pytest.raises(ValueError, match="cannot write pages over 'pigeon'"):
+        node.bulk.open_peer("d0", "pigeon", "roof", 2)
+
+
+def test_close_leaves_nothing_behind(make_pages, make_write, held) -> None:
+    """Descriptors, threads and mappings after many nodes came and went."""
+    before = held()
+    for _ in range(3):
+        during = run_a_pair_of_nodes(make_pages, make_write, held)
+        assert during.mappings == 2
+        assert during.threads.count("bulk") == 2
+        assert during.threads.count("kv-descriptor") == 1
+    assert held() == before
+
+
+def run_a_pair_of_nodes(make_pages, make_write, held):
+    """Shared memory and zmq between two nodes, closed with writes under way."""
+    pool = SharedPool.create(NUM_PAGES * PAGE_BYTES)
+    events: queue.Queue[BulkEvent] = queue.Queue()
+    owner = BulkThread(
+        pool.pages(PAGE_BYTES, NUM_PAGES), identity=b"d0", host="127.0.0.1", post=events.put
+    )
+    writer = BulkThread(
+        make_pages(NUM_PAGES, PAGE_BYTES), identity=b"p0", host="127.0.0.1", post=events.put
+    )
+    owner.start()
+    writer.start()
+    writer.open_peer("d0", "shared_memory", pool.serve(), NUM_PAGES)
+    writer.open_peer("d1", "zmq", owner.zmq_address, NUM_PAGES)
+    for owner_id in ("d0", "d1"):
+        writer.submit(make_write(owner_id, SOURCES, TARGETS))
+    assert isinstance(events.get(timeout=10), PagesWritten | WriteFailed)
+    during = held()
+    for closing in (writer, owner, pool):
+        closing.close()
+        closing.close()
+    assert not writer.is_alive
+    return during
