@@ -1,7 +1,7 @@
 """Matrix products, and the check that a row's bits do not depend on its batch.
 
-On the CPU `invariant` numerics take, for every weight shape, the first of three products that passes
-`rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by
+On the CPU `invariant` numerics take, for every weight shape, the first of three products that
+passes `rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by
 construction and the same on every machine), prepacked oneDNN, or torch's product over blocks of a
 fixed number of rows. `fast` numerics take prepacked oneDNN, else torch's product, unchecked.
 """

@@ -3,7 +3,6 @@
 All sizes in bytes. `plan_memory` is pure; `available_bytes` is the one function that looks.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +31,20 @@ def available_bytes(device: torch.device) -> int:
         return free
     for line in MEMINFO.read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            return int(min(int(line.split()[1]) << 10, _left_in_container()))
+            free = int(line.split()[1]) << 10
+            limit = _left_in_container()
+            return free if limit is None else min(free, limit)
     raise ValueError(f"{MEMINFO} has no MemAvailable: give the number of KV pages by --num-pages")
 
 
-def _left_in_container() -> float:
-    """Bytes below the limit of this control group; infinite where there is no limit."""
-    limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
-    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
-        return math.inf
-    return max(0, int(limit.read_text()) - int(used.read_text()))
+def _left_in_container() -> int | None:
+    """Bytes below the limit of this control group, file cache counted as free; None: no limit."""
+    limit, stat = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.stat"
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return None
+    used = int((CONTROL_GROUP / "memory.current").read_text())
+    numbers = dict(line.split() for line in stat.read_text().splitlines())
+    return max(0, int(limit.read_text()) - used + int(numbers["inactive_file"]))
 
 
 def plan_memory(
@@ -69,8 +72,8 @@ def plan_memory(
     if num_pages < needed:
         raise ValueError(
             f"{max(num_pages, 0)} KV pages of {layout.page_size} tokens cannot hold one sequence "
-            f"of {max_model_len} tokens, which takes {needed}: raise --memory-share or --num-pages, or "
-            "lower --max-model-len"
+            f"of {max_model_len} tokens, which takes {needed}: raise --memory-share or "
+            "--num-pages, or lower --max-model-len"
         )
     return MemoryBudget(
         weight_bytes=weight_bytes,
