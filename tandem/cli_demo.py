@@ -12,6 +12,7 @@ from tandem.child_process import PACKAGES_FOLDER
 from tandem.client import Client
 from tandem.errors import TandemError
 from tandem.launch import ClusterError, LocalCluster
+from tandem.messages.membership import ClusterStatus
 from tandem.sampling import SamplingParams
 from tandem.status import query_status, render_status
 from tandem.tables import render_timeline
@@ -19,6 +20,7 @@ from tandem.tables import render_timeline
 DEFAULT_PROMPT = "def fibonacci(n):"
 DEFAULT_MODEL = PACKAGES_FOLDER / "models" / "demo"
 MAX_TOKENS = 160
+HEARTBEATS_S = 2.0
 
 
 class StartupLines:
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines.end()
         try:
             show_answer(cluster, args.prompt, args.max_tokens, started)
-            print(f"\n{render_status(asyncio.run(query_status(cluster.coordinator_address)))}")
+            print(f"\n{render_status(quiet_status(cluster))}")
             if args.keep:
                 wait_for_interrupt(cluster)
         finally:
@@ -102,6 +104,19 @@ def show_answer(cluster: LocalCluster, prompt: str, max_tokens: int, started: fl
     print(render_timeline(result.timeline, result.usage))
     if first_s is not None:
         print(f"first token {first_s:.1f} s after the start of the four processes")
+
+
+def quiet_status(cluster: LocalCluster) -> ClusterStatus:
+    """The state once nodes and gateway have reported the end of the request."""
+    deadline = time.monotonic() + HEARTBEATS_S
+    while True:
+        status = asyncio.run(query_status(cluster.coordinator_address))
+        num_busy = sum(node.load.num_requests for node in status.nodes if node.load)
+        num_live = sum(gateway.num_live_requests for gateway in status.gateways)
+        num_draining = sum(node.load.pages.draining for node in status.nodes if node.load)
+        if not (num_busy or num_live or num_draining) or time.monotonic() > deadline:
+            return status
+        time.sleep(0.1)
 
 
 def wait_for_interrupt(cluster: LocalCluster) -> None:

@@ -213,7 +213,7 @@ def plan_processes(
         name="gateway",
         module="gateway",
         flags=(
-            *("--name", "gateway", "--host", "127.0.0.1", "--port", str(ports[1])),
+            *("--host", "127.0.0.1", "--port", str(ports[1])),
             *(*common, *gateway_args),
         ),
     )

@@ -63,7 +63,7 @@ def _stages(timeline: Timeline, usage: Usage) -> list[tuple[str, float | None, f
             timeline.first_token_s,
             f"{timeline.prefill_node or ''} {usage.num_prompt_tokens} tokens",
         ),
-        ("transfer", timeline.first_token_s, timeline.transfer_end_s, shipped),
+        ("transfer", _transfer_begin(timeline), timeline.transfer_end_s, shipped),
         ("admit", timeline.transfer_end_s, timeline.decode_start_s, ""),
         (
             "decode",
@@ -72,6 +72,13 @@ def _stages(timeline: Timeline, usage: Usage) -> list[tuple[str, float | None, f
             f"{timeline.decode_node or ''} {usage.num_output_tokens} tokens",
         ),
     ]
+
+
+def _transfer_begin(timeline: Timeline) -> float | None:
+    """Only what the transfer added after the prefill: most of it overlaps with computing."""
+    if timeline.first_token_s is None or timeline.transfer_end_s is None:
+        return None
+    return min(timeline.first_token_s, timeline.transfer_end_s)
 
 
 def _bar(begin_s: float, end_s: float, total_s: float) -> str:
