@@ -117,7 +117,7 @@ class Members:
         if self._superseded.get(hello.node_id) == hello.incarnation:
             raise Refused(
                 f"another process has taken the name {hello.node_id}: give every node its own "
-                "--node-id"
+                "--name"
             )
         others = [r for r in self.nodes.values() if r.ref.node_id != hello.node_id]
         deployment = self._deployment_of(others[:1])
@@ -181,7 +181,7 @@ class Members:
         if self._superseded.get(hello.gateway_id) == hello.incarnation:
             raise Refused(
                 f"another process has taken the name {hello.gateway_id}: give every gateway its "
-                "own --gateway-id"
+                "own --name"
             )
         deployment = self.deployment
         if deployment is not None:

@@ -42,7 +42,7 @@ def test_two_processes_with_one_name_do_not_take_turns(cluster) -> None:
     cluster.join("d0", "decode", incarnation=2)
     refused = cluster.join("d0", "decode", incarnation=1)
     assert isinstance(refused, NodeRefused)
-    assert "--node-id" in refused.reason
+    assert "--name" in refused.reason
 
 
 def test_a_silent_node_is_down_within_its_lease(cluster) -> None:

@@ -3,9 +3,11 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import pytest
+from transformers import AutoTokenizer
 
 from gateway.actions import CloseNode, NewRequest, ToClient, ToCoordinator, ToNode
 from gateway.ledger import Identity, Ledger
@@ -384,3 +386,9 @@ class Chaos:
 @pytest.fixture
 def make_chaos() -> Callable[[World, random.Random], Chaos]:
     return Chaos
+
+
+@pytest.fixture(scope="session")
+def tokenizer(demo_model: Path):
+    """The demo model's tokenizer, loaded as the gateway loads it."""
+    return AutoTokenizer.from_pretrained(demo_model, local_files_only=True)

@@ -1,0 +1,86 @@
+"""The tokenizer's threads: prompts in every form, and text back."""
+
+import asyncio
+
+import pytest
+
+from gateway.admission import Rejected
+from gateway.text import Detokenizer
+from gateway.tokenize import Tokenization
+from tandem.frames import Blob, TokenIds
+from tandem.messages.client import ChatMessage, Submit
+
+TEXT = "def add(a, b):\n    '''Grüße, 日本 🙂'''\n    return a + b\n"
+
+
+@pytest.fixture
+def tokenization(tokenizer):
+    made = Tokenization(tokenizer, num_threads=2)
+    yield made
+    made.close()
+
+
+def ids_of(tokenization, **fields) -> list[int]:
+    submit = Submit(label="x", **fields)
+    return asyncio.run(tokenization.prompt_ids(submit)).array.tolist()
+
+
+def test_text_becomes_the_tokenizers_ids(tokenization, tokenizer) -> None:
+    assert ids_of(tokenization, prompt=Blob(TEXT.encode())) == tokenizer(TEXT)["input_ids"]
+
+
+def test_ids_pass_through(tokenization) -> None:
+    assert ids_of(tokenization, prompt_ids=TokenIds([5, 6])) == [5, 6]
+
+
+def test_a_conversation_goes_through_the_chat_template(tokenization, tokenizer) -> None:
+    turns = [{"role": "user", "content": "What is a list?"}]
+    ids = ids_of(tokenization, chat=(ChatMessage(**turns[0]),))
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(ids) == text
+    assert "What is a list?" in text
+
+
+def test_a_model_without_chat_template_says_so(tokenization, tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(Rejected) as caught:
+        ids_of(tokenization, chat=(ChatMessage(role="user", content="hi"),))
+    assert "no chat template" in str(caught.value)
+
+
+def test_a_template_that_refuses_is_the_clients_error(tokenization, tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no such role') }}")
+    with pytest.raises(Rejected) as caught:
+        ids_of(tokenization, chat=(ChatMessage(role="system", content="hi"),))
+    assert caught.value.code == "invalid_request"
+    assert "no such role" in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tokenization) -> None:
+    with pytest.raises(Rejected) as caught:
+        ids_of(tokenization, prompt=Blob(b"abc\xff"))
+    assert "byte 3" in str(caught.value)
+
+
+def test_tokens_one_by_one_give_the_text_of_all(tokenization, tokenizer) -> None:
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    detokenizer = Detokenizer(tokenization.decode)
+    pieces = [detokenizer.push(token_id) for token_id in ids]
+    assert "".join(pieces) + detokenizer.flush() == TEXT
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_special_tokens_have_no_text(tokenization, tokenizer) -> None:
+    ids = tokenizer("abc", add_special_tokens=False)["input_ids"]
+    assert tokenization.decode([*ids, tokenizer.eos_token_id]) == "abc"
+
+
+def test_many_prompts_at_once_do_not_disturb_each_other(tokenization, tokenizer) -> None:
+    texts = [TEXT * (1 + i % 7) + str(i) for i in range(60)]
+
+    async def run() -> list[TokenIds]:
+        submits = [Submit(label="x", prompt=Blob(text.encode())) for text in texts]
+        return await asyncio.gather(*(tokenization.prompt_ids(s) for s in submits))
+
+    ids = asyncio.run(run())
+    assert [each.array.tolist() for each in ids] == [tokenizer(t)["input_ids"] for t in texts]
