@@ -3,7 +3,8 @@
 On the CPU `invariant` numerics take, for every weight shape, the first of three products that
 passes `rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by
 construction and the same on every machine), prepacked oneDNN, or torch's product over blocks of a
-fixed number of rows. `fast` numerics take prepacked oneDNN, else torch's product, unchecked.
+fixed number of rows. `fast` numerics take prepacked oneDNN unchecked, where it exists: it wins where
+the machine has matrix or bfloat16 instructions; with AVX2 alone our panels are as fast.
 """
 
 from collections.abc import Callable
@@ -84,9 +85,12 @@ def onednn_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Lin
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether the private operations that pack and multiply exist for this dtype."""
-    present = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return present and torch.backends.mkldnn.is_available() and dtype != torch.float64
+    """Whether torch can pack and multiply this dtype here; bfloat16 needs AVX-512 or newer."""
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def padded_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -103,12 +107,10 @@ def padded_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Lin
 
 def cpu_linears(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> MakeLinear:
     """The products for a dtype under the numerics asked for."""
+    ours: tuple[Candidate, ...] = (("panels", panel_linear),) if dtype in SUPPORTED else ()
     if numerics == "fast":
-        return onednn_linear
-    candidates: list[Candidate] = [("oneDNN", onednn_linear), ("padded", padded_linear)]
-    if dtype in SUPPORTED:
-        candidates.insert(0, ("panels", panel_linear))
-    return InvariantLinears(tuple(candidates))
+        return onednn_linear if has_onednn(dtype) or not ours else panel_linear
+    return InvariantLinears((*ours, ("oneDNN", onednn_linear), ("padded", padded_linear)))
 
 
 def gpu_linears(numerics: Literal["invariant", "fast"]) -> MakeLinear:
