@@ -120,6 +120,11 @@ class DecodeGuest:
                     actions.append(Reply(writer, message))
                 case kv.Arrived():
                     self._on_arrived(action, now)
+                case kv.ArrivalFailed(key, "cancelled"):
+                    # The writer tells the gateway how the attempt ended (its first token may have
+                    # been the last); an ending from here could overtake that.
+                    self._attempts.close(key)
+                    self._entries.pop(key, None)
                 case kv.ArrivalFailed(key, code, message):
                     self._fail(key, code, message, now)
                 case _:
