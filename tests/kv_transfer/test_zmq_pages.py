@@ -1,0 +1,183 @@
+"""The zmq receiver against bytes that no writer of ours would send, and the writer alone."""
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from kv_transfer.actions import CloseGrant, GrantClosed, OpenGrant, VerifyPages, WriteFailed
+from kv_transfer.zmq_pages import CHUNK_BYTES, STALL_S, ChunkAnswer, PageChunk, ZmqPool
+from tandem.codec import MAGIC
+from tandem.messages.handoff import ChunkSum
+
+PAGE_BYTES = 1024
+WRITER = b"node/p0/1"
+
+
+@pytest.fixture
+def context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
+    context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def owner(make_node):
+    node = make_node("d0", np.zeros((8, PAGE_BYTES), np.uint8))
+    node.bulk.admit_writer(WRITER, "zmq")
+    node.bulk.submit(OpenGrant(7, WRITER, (4, 2)))
+    return node
+
+
+@pytest.fixture
+def dial(context, owner):
+    peers: list[zmq.Socket[bytes]] = []
+
+    def dial(identity: bytes = WRITER) -> "zmq.Socket[bytes]":
+        peer = context.socket(zmq.DEALER)
+        peer.set(zmq.IDENTITY, identity)
+        peer.set(zmq.RCVTIMEO, 5000)
+        peer.connect(owner.bulk.zmq_address)
+        peers.append(peer)
+        return peer
+
+    yield dial
+    for peer in peers:
+        peer.close(linger=0)
+
+
+def send(peer: "zmq.Socket[bytes]", grant_id: int, start: int, payload: bytes) -> str | None:
+    header = msgspec.msgpack.encode(PageChunk(grant_id, start))
+    peer.send_multipart([MAGIC, header, payload])
+    magic, answer = peer.recv_multipart()
+    assert magic == MAGIC
+    return msgspec.msgpack.decode(answer, type=ChunkAnswer).error
+
+
+def test_a_chunk_lands_where_the_grant_says(owner, dial) -> None:
+    peer = dial()
+    assert send(peer, 7, PAGE_BYTES, b"b" * PAGE_BYTES) is None
+    assert send(peer, 7, 0, b"a" * 1000) is None
+    assert send(peer, 7, 1000, b"z" * 24) is None
+    assert bytes(owner.pages[4]) == b"a" * 1000 + b"z" * 24
+    assert bytes(owner.pages[2]) == b"b" * PAGE_BYTES
+    assert owner.pages[[0, 1, 3, 5, 6, 7]].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("grant_id", "start", "num_bytes"),
+    [
+        (8, 0, PAGE_BYTES),  # no such grant
+        (7, 2 * PAGE_BYTES, PAGE_BYTES),  # past its end
+        (7, 0, 3 * PAGE_BYTES),
+        (7, 1, PAGE_BYTES),  # across two pages
+        (7, 0, 0),
+        (7, 2**63 - 1, PAGE_BYTES),
+    ],
+)
+def test_a_chunk_outside_the_grant_is_refused(
+    owner, dial, grant_id: int, start: int, num_bytes: int
+) -> None:
+    peer = dial()
+    assert send(peer, grant_id, start, b"x" * num_bytes) is not None
+    assert owner.pages.max() == 0
+
+
+def test_another_peer_cannot_write_into_the_grant(owner, dial) -> None:
+    thief = dial(b"node/p6/6")
+    assert "not open for this writer" in (send(thief, 7, 0, b"x" * PAGE_BYTES) or "")
+    assert owner.pages.max() == 0
+
+
+def test_a_closed_grant_takes_nothing(owner, dial) -> None:
+    peer = dial()
+    assert send(peer, 7, 0, b"x" * PAGE_BYTES) is None
+    owner.bulk.submit(CloseGrant(7))
+    assert owner.event() == GrantClosed(7, True)
+    assert send(peer, 7, PAGE_BYTES, b"x" * PAGE_BYTES) is not None
+    assert owner.pages[2].max() == 0
+
+
+def test_missing_bytes_do_not_verify(owner, dial) -> None:
+    peer = dial()
+    for _ in range(2):  # a repeated chunk counts once
+        assert send(peer, 7, 0, b"x" * PAGE_BYTES) is None
+    chunk = ChunkSum(first=0, num_pages=2, checksum=b"c" * 8)
+    owner.bulk.submit(VerifyPages((b"k" * 16, 1), 7, (4, 2), (chunk,)))
+    assert owner.event().error == "1024 of 2048 bytes were received"
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b""],
+        [b"GET / HTTP/1.1"],
+        [MAGIC, b"\xc1", b"x"],
+        [MAGIC, b"\xdd\xff\xff\xff\xff", b"x"],
+        [MAGIC, msgspec.msgpack.encode([7, -1]), b"x"],
+        [MAGIC, msgspec.msgpack.encode([7, 2**63]), b"x"],
+        [MAGIC, msgspec.msgpack.encode({"grant_id": 7, "start": 0}), b"x"],
+        [MAGIC, msgspec.msgpack.encode([7, 0])],
+        [MAGIC, msgspec.msgpack.encode([7, 0]), b"x", b"y"],
+        [b"TDM\x63", msgspec.msgpack.encode([7, 0]), b"x"],
+        [MAGIC, b"\x92\x07" + b"\x00" * 90, b"x"],
+    ],
+)
+def test_malformed_frames_are_counted_and_dropped(owner, dial, frames: list[bytes]) -> None:
+    peer = dial()
+    peer.send_multipart(frames)
+    assert send(peer, 7, 0, b"x" * PAGE_BYTES) is None  # it serves on
+    assert owner.bulk.num_malformed == 1
+
+
+def test_a_frame_over_the_limit_never_reaches_us(owner, dial) -> None:
+    peer = dial()
+    peer.send_multipart([MAGIC, msgspec.msgpack.encode([7, 0]), bytes(3 << 20)])
+    other = dial(b"node/p9/1")
+    owner.bulk.admit_writer(b"node/p9/1", "zmq")
+    owner.bulk.submit(OpenGrant(9, b"node/p9/1", (1,)))
+    assert send(other, 9, 0, b"y" * PAGE_BYTES) is None
+    assert owner.pages[[4, 2]].max() == 0
+
+
+def test_a_silent_owner_fails_the_write_after_a_while(context, make_write) -> None:
+    silent = context.socket(zmq.ROUTER)
+    port = silent.bind_to_random_port("tcp://127.0.0.1")
+    source = np.zeros((4, PAGE_BYTES), np.uint8)
+    pool = ZmqPool(context, source, identity=WRITER, address=f"tcp://127.0.0.1:{port}")
+    pool.write(make_write("d0", (0, 1), (4, 2)), 100.0)
+    assert pool.advance(100.0 + STALL_S) == []
+    (failed,) = pool.advance(100.1 + STALL_S)
+    assert isinstance(failed, WriteFailed)
+    assert "no acknowledgement" in failed.reason
+    assert pool.patience_ms is None
+    assert pool.close("done") == []
+    silent.close(linger=0)
+
+
+def test_credit_bounds_what_is_on_its_way(context, make_write) -> None:
+    """More than the window is never handed to a peer that does not answer."""
+    silent = context.socket(zmq.ROUTER)
+    port = silent.bind_to_random_port("tcp://127.0.0.1")
+    source = np.zeros((64, CHUNK_BYTES), np.uint8)
+    pool = ZmqPool(context, source, identity=WRITER, address=f"tcp://127.0.0.1:{port}")
+    pool.write(make_write("d0", tuple(range(64)), tuple(range(64))), 0.0)
+    num_received = 0
+    for _ in range(500):
+        pool.advance(0.0)
+        if silent.poll(5):
+            silent.recv_multipart()
+            num_received += 1
+        elif num_received == 16:
+            break
+    assert silent.poll(100) == 0
+    assert num_received == 16
+    assert len(pool.close("done")) == 1
+    silent.close(linger=0)
+
+
+def test_an_address_that_is_none_says_so(context) -> None:
+    with pytest.raises(ValueError, match="cannot dial 'nonsense'"):
+        ZmqPool(context, np.zeros((1, 8), np.uint8), identity=WRITER, address="nonsense")
