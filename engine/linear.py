@@ -3,8 +3,8 @@
 On the CPU `invariant` numerics take, for every weight shape, the first of three products that
 passes `rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by
 construction and the same on every machine), prepacked oneDNN, or torch's product over blocks of a
-fixed number of rows. `fast` numerics take prepacked oneDNN unchecked, where it exists: it wins where
-the machine has matrix or bfloat16 instructions; with AVX2 alone our panels are as fast.
+fixed number of rows. `fast` numerics take prepacked oneDNN unchecked, where it exists: it wins
+where the machine has matrix or bfloat16 instructions; with AVX2 alone our panels are as fast.
 """
 
 from collections.abc import Callable
