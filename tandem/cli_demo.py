@@ -20,6 +20,7 @@ from tandem.tables import render_timeline
 DEFAULT_PROMPT = "def fibonacci(n):"
 DEFAULT_MODEL = PACKAGES_FOLDER / "models" / "demo"
 MAX_TOKENS = 160
+HEARTBEAT_S = 0.6
 HEARTBEATS_S = 2.0
 
 
@@ -110,13 +111,13 @@ def quiet_status(cluster: LocalCluster) -> ClusterStatus:
     """The state once nodes and gateway have reported the end of the request."""
     deadline = time.monotonic() + HEARTBEATS_S
     while True:
+        time.sleep(HEARTBEAT_S)
         status = asyncio.run(query_status(cluster.coordinator_address))
         num_busy = sum(node.load.num_requests for node in status.nodes if node.load)
         num_live = sum(gateway.num_live_requests for gateway in status.gateways)
         num_draining = sum(node.load.pages.draining for node in status.nodes if node.load)
         if not (num_busy or num_live or num_draining) or time.monotonic() > deadline:
             return status
-        time.sleep(0.1)
 
 
 def wait_for_interrupt(cluster: LocalCluster) -> None:

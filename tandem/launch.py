@@ -93,8 +93,12 @@ class LocalCluster:
                     plan, log=self.run_dir / f"{plan.name}.log", env=self._env, sink=self._sink
                 )
             self._wait_until_ready()
+        except ClusterError:  # the logs say why: they stay
+            self.kill()
+            raise
         except BaseException:
-            self._kill(self.processes.values())
+            self.kill()
+            self._remove_own_dir()
             raise
 
     def dead(self) -> list[str]:
@@ -129,8 +133,8 @@ class LocalCluster:
             self._kill(late)
             killed += [process.name for process in late]
         is_clean = not killed and all(p.exit_status == 0 for p in self.processes.values())
-        if self._is_own_dir and is_clean:
-            shutil.rmtree(self.run_dir, ignore_errors=True)
+        if is_clean:
+            self._remove_own_dir()
         return killed
 
     def kill(self) -> None:
@@ -143,6 +147,10 @@ class LocalCluster:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+    def _remove_own_dir(self) -> None:
+        if self._is_own_dir:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._start_timeout_s

@@ -226,7 +226,7 @@ def test_the_usual_port_where_it_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-def up(fake_processes: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def up(fake_processes: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Runs `tandem up` over the stand-ins."""
     program = f"""
 import sys
@@ -240,7 +240,7 @@ sys.exit(cli.main())
     def run(*flags: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", program, "up", "--model", "m", "--gateway-port", "0"]
         process = subprocess.Popen(
-            [*command, "--coordinator-port", "0", *flags],
+            [*command, "--coordinator-port", "0", "--run-dir", str(tmp_path / "run"), *flags],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
