@@ -1,7 +1,11 @@
 """Real copies between two pools over every transport: bytes, checksums, stops, losses, leaks."""
 
+import os
 import queue
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +29,30 @@ from kv_transfer.shared_memory import SharedPool
 PAGE_BYTES = 4096 * 3
 NUM_PAGES = 40
 SOURCES, TARGETS = (3, 1, 20, 39), (9, 0, 30, 17)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds of the system: descriptors, threads, shared mappings."""
+
+    descriptors: int
+    threads: tuple[str, ...]
+    mappings: int
+
+
+@pytest.fixture
+def held() -> Callable[[], Held]:
+    """Counts what this process holds now."""
+
+    def count() -> Held:
+        maps = Path("/proc/self/maps").read_text()
+        return Held(
+            len(os.listdir("/proc/self/fd")),
+            tuple(sorted(t.name for t in threading.enumerate())),
+            maps.count("memfd:tandem-kv"),
+        )
+
+    return count
 
 
 @pytest.fixture
