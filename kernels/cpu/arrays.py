@@ -10,6 +10,11 @@ Array = NDArray[Any]
 
 WIDE = {torch.float64: torch.float64, torch.float32: torch.float32, torch.bfloat16: torch.float32}
 SUPPORTED = tuple(WIDE)
+NOTHING: dict[torch.dtype, Array] = {
+    torch.float64: np.empty(0, np.float64),
+    torch.float32: np.empty(0, np.float32),
+    torch.bfloat16: np.empty(0, np.uint16),
+}
 
 
 def array_of(tensor: torch.Tensor) -> Array:
@@ -22,7 +27,4 @@ def array_of(tensor: torch.Tensor) -> Array:
 
 def optional_array(tensor: torch.Tensor | None, like: torch.Tensor) -> Array:
     """A view as `array_of`; an empty array of the same dtype where there is no tensor."""
-    if tensor is None:
-        dtype = np.dtype(np.uint16) if like.dtype == torch.bfloat16 else array_of(like[:0]).dtype
-        return np.empty(0, dtype)
-    return array_of(tensor)
+    return NOTHING[like.dtype] if tensor is None else array_of(tensor)

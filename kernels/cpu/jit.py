@@ -35,13 +35,17 @@ class _FolderCache(FunctionCache):  # type: ignore[misc]  # numba ships no types
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Typed `numba.njit`; floating point is neither reordered nor contracted (numba's default)."""
-    return _cached(njit(nogil=True)(function), function)
+    """Typed `numba.njit`; floating point is neither reordered nor contracted (numba's default).
+
+    A division by zero is infinite or NaN, as on every other device: a check that may raise would
+    keep loops from being vectorised.
+    """
+    return _cached(njit(nogil=True, error_model="numpy")(function), function)
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """`compiled`, and always inlined: a call that passes arrays costs about 50 stores."""
-    return _cached(njit(nogil=True, forceinline=True)(function), function)
+    return _cached(njit(nogil=True, error_model="numpy", forceinline=True)(function), function)
 
 
 def _cached(dispatcher: Dispatcher, function: Callable[P, R]) -> Callable[P, R]:

@@ -47,8 +47,8 @@ def pack_weight(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packe
 def matmul(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
     """x [T, K] of the weight's dtype -> [T, N]."""
     out = torch.empty(x.shape[0], packed.num_outputs, dtype=packed.dtype)
-    wide = array_of(x.to(WIDE[packed.dtype]).contiguous())
-    matmul_panels(wide, packed.panels, packed.bias, array_of(out))
+    wide = x if x.dtype == WIDE[packed.dtype] else x.to(WIDE[packed.dtype])
+    matmul_panels(array_of(wide.contiguous()), packed.panels, packed.bias, array_of(out))
     return out
 
 
@@ -94,10 +94,15 @@ def _product(
 def _write(tile: Array, count: int, row: int, column: int, bias: Array, out: Array) -> None:
     """Add the bias, round, and store the tile's columns that exist."""
     width = min(PANEL, out.shape[1] - column)
-    has_bias = len(bias) > 0
-    for r in range(count):
-        for c in range(width):
-            value = tile[r, c]
-            if has_bias:
-                value += widen(bias[column + c])
-            out[row + r, column + c] = narrow(value, out)
+    if len(bias) > 0:
+        for r in range(count):
+            for c in range(width):
+                tile[r, c] += widen(bias[column + c])
+    if width == PANEL:  # a known length becomes two vector stores
+        for r in range(count):
+            for c in range(PANEL):
+                out[row + r, column + c] = narrow(tile[r, c], out)
+    else:
+        for r in range(count):
+            for c in range(width):
+                out[row + r, column + c] = narrow(tile[r, c], out)

@@ -89,7 +89,7 @@ def test_numerics_that_a_device_lacks_are_refused(demo_model: Path) -> None:
     assert select_ops(cpu, "float32", "auto", config).name == "cpu, invariant"
     assert select_ops(gpu, "bfloat16", "auto", config).name == "gpu, fast"
     assert select_ops(cpu, "float16", "fast", config).name == "plain"
-    with pytest.raises(ValueError, match="not float16.*--numerics fast"):
+    with pytest.raises(ValueError, match=r"not float16.*--numerics fast"):
         select_ops(cpu, "float16", "invariant", config)
     with pytest.raises(ValueError, match="float64 runs on the CPU only"):
         select_ops(gpu, "float64", "auto", config)
