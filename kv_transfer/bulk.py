@@ -38,6 +38,7 @@ BulkRequest = WritePages | StopWriting | OpenGrant | CloseGrant | VerifyPages
 @dataclass(frozen=True, slots=True)
 class _AddPeer:
     node_id: str
+    incarnation: int
     pool: PeerPool
 
 
@@ -83,6 +84,7 @@ class BulkThread:
         self._requests: deque[_Request] = deque()
         self._num_writes_asked = 0
         self._peers: dict[str, PeerPool] = {}
+        self._incarnations: dict[str, int] = {}
         self._writers: dict[bytes, str] = {}  # transport by routing identity
         self._grants: dict[int, tuple[OpenGrant, str]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -104,10 +106,14 @@ class BulkThread:
         """Hand over a request, from any thread; requests are served in order."""
         self._enqueue(request)
 
-    def open_peer(self, node_id: str, transport: str, address: str, num_pages: int) -> None:
+    def open_peer(
+        self, node_id: str, incarnation: int, *, transport: str, address: str, num_pages: int
+    ) -> None:
         """Reach an owner's pool, in place of an earlier one of that node.
 
-        May wait up to 2 s for a mapping. Raises ValueError where the transport cannot be opened.
+        Only writes for this very incarnation go there: what an earlier process of the node granted
+        is nothing to a later one. May wait up to 2 s for a mapping. Raises ValueError where the
+        transport cannot be opened.
         """
         pool: PeerPool
         if transport == "shared_memory":
@@ -118,7 +124,7 @@ class BulkThread:
             pool = self._inproc.open(self._pages, address, num_pages)
         else:
             raise ValueError(f"this node cannot write pages over {transport!r}")
-        self._enqueue(_AddPeer(node_id, pool))
+        self._enqueue(_AddPeer(node_id, incarnation, pool))
 
     def close_peer(self, node_id: str) -> None:
         """Give up an owner's pool; its unanswered writes fail."""
@@ -207,9 +213,10 @@ class BulkThread:
                 self._close_grant(grant_id)
             case VerifyPages():
                 self._verify(request)
-            case _AddPeer(node_id, pool):
+            case _AddPeer(node_id, incarnation, pool):
                 self._remove_peer(node_id)
                 self._peers[node_id] = pool
+                self._incarnations[node_id] = incarnation
                 if pool.socket is not None:
                     self._poller.register(pool.socket, zmq.POLLIN)
             case _RemovePeer(node_id):
@@ -218,10 +225,11 @@ class BulkThread:
                 self._writers[writer] = transport
 
     def _write(self, request: WritePages) -> None:
-        peer = self._peers.get(request.owner.node_id)
+        owner = request.owner
+        peer = self._peers.get(owner.node_id)
         problem = None
-        if peer is None:
-            problem = f"no pool of {request.owner.node_id} is open"
+        if peer is None or self._incarnations[owner.node_id] != owner.incarnation:
+            problem = f"no pool of {owner.node_id} incarnation {owner.incarnation} is open"
         elif self._num_writes_asked >= MAX_WRITES:
             problem = f"more than {MAX_WRITES} writes are waiting"
         if peer is None or problem is not None:

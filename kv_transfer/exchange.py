@@ -117,13 +117,19 @@ class BulkExchange:
         try:
             self._bulk.open_peer(
                 welcome.node_id,
-                welcome.transport,
-                welcome.transport_address,
-                welcome.num_pages,
+                welcome.incarnation,
+                transport=welcome.transport,
+                address=welcome.transport_address,
+                num_pages=welcome.num_pages,
             )
         except ValueError as error:
             return str(error)
         return None
+
+    def close_owner(self, node_id: str) -> None:
+        """The link to an owner was given up: release its mapping or connection."""
+        if self._bulk is not None:
+            self._bulk.close_peer(node_id)
 
     def submit(self, request: BulkRequest) -> None:
         """Hand a request to the thread that moves pages."""

@@ -51,7 +51,7 @@ from tandem.messages.handoff import (
 )
 from tandem.outbox import Outbox
 
-LEASE_S = 10.0
+LEASE_S = 20.0  # writers beat each second, but between steps: one on a busy CPU takes several
 MAX_ANSWERS = 4096  # commits answered, remembered for writers that did not hear it
 
 

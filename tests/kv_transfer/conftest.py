@@ -113,7 +113,7 @@ class Owner:
     def __init__(self, num_pages: int = 8, *, incarnation: int = 5, **options: int) -> None:
         self.ledger = PageLedger(num_pages)
         self.machine = IncomingTransfers(
-            self.ledger, PAGE_OF_64, incarnation=incarnation, **options
+            self.ledger, PAGE_OF_64, incarnation=incarnation, lease_s=10.0, **options
         )
 
     def hear(self, message: FromWriter, now: float = 0.0, writer: bytes = b"node/p0/1") -> list:

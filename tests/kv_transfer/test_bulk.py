@@ -4,9 +4,10 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -81,7 +82,7 @@ def join(transport: str, make_node, make_pages, pool: SharedPool, inproc, page_b
         inproc.register("d0", pages)
     address = {"inproc": "d0", "zmq": owner.bulk.zmq_address}.get(transport) or pool.serve()
     owner.bulk.admit_writer(writer.identity, transport)
-    writer.bulk.open_peer("d0", transport, address, NUM_PAGES)
+    writer.bulk.open_peer("d0", 1, transport=transport, address=address, num_pages=NUM_PAGES)
     return writer, owner, transport
 
 
@@ -182,12 +183,26 @@ def test_a_closed_peer_fails_its_writes_and_can_be_opened_again(pair, make_write
     writer.bulk.submit(make_write("d0", SOURCES, TARGETS))
     failed = writer.event()
     assert isinstance(failed, WriteFailed)
-    assert "no pool of d0 is open" in failed.reason
-    writer.bulk.open_peer("d0", "zmq", owner.bulk.zmq_address, NUM_PAGES)
+    assert "no pool of d0 incarnation 1 is open" in failed.reason
+    writer.bulk.open_peer(
+        "d0", 1, transport="zmq", address=owner.bulk.zmq_address, num_pages=NUM_PAGES
+    )
     owner.bulk.admit_writer(writer.identity, "zmq")
     owner.bulk.submit(OpenGrant(8, writer.identity, TARGETS))
     writer.bulk.submit(make_write("d0", SOURCES, TARGETS, grant_id=8))
     assert isinstance(writer.event(), PagesWritten)
+
+
+def test_a_restarted_owner_gets_nothing_that_its_predecessor_granted(pair, make_write) -> None:
+    writer, owner, _ = pair
+    owner.bulk.submit(OpenGrant(7, writer.identity, TARGETS))
+    write = make_write("d0", SOURCES, TARGETS)
+    earlier = msgspec.structs.replace(write.owner, incarnation=0)
+    writer.bulk.submit(replace(write, owner=earlier))
+    failed = writer.event()
+    assert isinstance(failed, WriteFailed)
+    assert "incarnation" in failed.reason
+    assert not owner.pages.any()
 
 
 @pytest.mark.parametrize("transport", ["inproc", "shared_memory"])
@@ -204,7 +219,7 @@ def test_a_page_beyond_the_mapped_pool_is_refused(
 def test_an_unknown_transport_says_so(make_node, make_pages) -> None:
     node = make_node("p0", make_pages(2, 64))
     with pytest.raises(ValueError, match="cannot write pages over 'pigeon'"):
-        node.bulk.open_peer("d0", "pigeon", "roof", 2)
+        node.bulk.open_peer("d0", 1, transport="pigeon", address="roof", num_pages=2)
 
 
 def test_close_leaves_nothing_behind(make_pages, make_write, held) -> None:
@@ -230,8 +245,8 @@ def run_a_pair_of_nodes(make_pages, make_write, held):
     )
     owner.start()
     writer.start()
-    writer.open_peer("d0", "shared_memory", pool.serve(), NUM_PAGES)
-    writer.open_peer("d1", "zmq", owner.zmq_address, NUM_PAGES)
+    writer.open_peer("d0", 1, transport="shared_memory", address=pool.serve(), num_pages=NUM_PAGES)
+    writer.open_peer("d1", 1, transport="zmq", address=owner.zmq_address, num_pages=NUM_PAGES)
     for owner_id in ("d0", "d1"):
         writer.submit(make_write(owner_id, SOURCES, TARGETS))
     assert isinstance(events.get(timeout=10), PagesWritten | WriteFailed)

@@ -117,7 +117,7 @@ def pair(request, make_node, make_pages, inproc: InprocPools) -> Iterator[Pair]:
     addresses = {"inproc": "pool", "zmq": owner.bulk.zmq_address}
     address = addresses.get(transport) or (pool.serve() if pool is not None else "")
     owner.bulk.admit_writer(writer.identity, transport)
-    writer.bulk.open_peer("d0", transport, address, NUM_PAGES)
+    writer.bulk.open_peer("d0", 1, transport=transport, address=address, num_pages=NUM_PAGES)
     yield Pair(writer, owner)
     if pool is not None:
         pool.close()
