@@ -1,0 +1,96 @@
+"""The bundles compute the same decoder: Triton under its interpreter, numba and plain torch."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from engine.bundles import cpu_ops, gpu_ops
+from engine.decoder import Decoder, kv_layout
+from engine.kv_pool import make_kv_pool
+from engine.ops import Ops, plain_ops
+from engine.runner import TorchRunner
+from engine.sampler import Sampler
+from engine.weights import expected_shapes
+from node.runner import SampleRequest, SequenceStep, StepBatch
+from tandem.model_config import ModelConfig, RopeScaling
+from tandem.sampling import SamplingParams
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CONFIG = ModelConfig(
+    architecture="Qwen3ForCausalLM",
+    num_layers=2,
+    hidden_size=32,
+    intermediate_size=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=64,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    rope_scaling=RopeScaling(kind="default", factor=1.0, original_max_position_embeddings=64),
+    qkv_bias=True,
+    output_bias=False,
+    mlp_bias=False,
+    qk_norm=True,
+    tie_word_embeddings=True,
+    sliding_windows=(None, 5),
+    dtype="float32",
+)
+
+
+def make_runner(ops: Ops, device: torch.device) -> TorchRunner:
+    torch.manual_seed(0)
+    weights = {
+        name: torch.randn(shape).mul_(0.3).to(device)
+        for name, shape in expected_shapes(CONFIG).items()
+    }
+    pool = make_kv_pool(kv_layout(CONFIG, 4, "float32"), 8, device)
+    decoder = Decoder(CONFIG, weights, ops, 64)
+    return TorchRunner(decoder, pool, Sampler().sample, device)
+
+
+def sequence(num_tokens: int, start: int, first_page: int) -> SequenceStep:
+    nothing = np.zeros(0, np.int32)
+    request = SampleRequest(SamplingParams(temperature=0.0), 0, 0, 0, nothing, nothing, ())
+    tokens = np.arange(start + 3, start + 3 + num_tokens, dtype=np.int32)
+    return SequenceStep(
+        tokens, start, np.arange(first_page, first_page + 3, dtype=np.int32), request
+    )
+
+
+def mixed_logits(runner: TorchRunner) -> torch.Tensor:
+    """A prompt, then its decode step beside another prompt and a padding row."""
+    first = runner.logits(StepBatch((sequence(6, 0, 0),)))
+    batch = StepBatch((sequence(3, 0, 4), sequence(1, 6, 0)), padding_contexts=(2,))
+    return torch.cat((first, runner.logits(batch))).cpu()
+
+
+@pytest.mark.parametrize(
+    ("make_ops", "device"),
+    [
+        (lambda: cpu_ops("invariant", torch.float32), torch.device("cpu")),
+        (lambda: cpu_ops("fast", torch.float32), torch.device("cpu")),
+        (lambda: gpu_ops("fast", "float32"), DEVICE),
+        (lambda: gpu_ops("invariant", "float32"), DEVICE),
+    ],
+    ids=["cpu-invariant", "cpu-fast", "gpu-fast", "gpu-invariant"],
+)
+def test_every_bundle_equals_the_plain_one(
+    make_ops: Callable[[], Ops], device: torch.device
+) -> None:
+    expected = mixed_logits(make_runner(plain_ops(), torch.device("cpu")))
+    ours = mixed_logits(make_runner(make_ops(), device))
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-5)
+
+
+def test_gpu_invariance_holds_where_the_interpreter_runs_it() -> None:
+    """One attention kernel for all rows and checked products: prefill has the bits of decode."""
+    chunked, stepped = (make_runner(gpu_ops("invariant", "float32"), DEVICE) for _ in "ab")
+    whole = chunked.logits(StepBatch((sequence(6, 0, 0),)))
+    for start in range(6):
+        row = stepped.logits(StepBatch((sequence(1, start, 0),)))
+    assert torch.equal(whole, row)
