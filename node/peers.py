@@ -32,7 +32,10 @@ class PageExchange(Protocol):
     def open_owner(self, welcome: OwnerWelcome) -> str | None:
         """The owner chose a transport: open it; an error text where that fails."""
 
-    def submit(self, request: object) -> None:
+    def close_owner(self, node_id: str) -> None:
+        """Give an owner's pool up: unanswered writes fail, its mapping or connection goes."""
+
+    def submit(self, request: Any) -> None:  # noqa: ANN401  the exchange knows its requests
         """Hand a bulk request to the thread that moves pages."""
 
     def close(self) -> None:
@@ -90,6 +93,7 @@ class Owners:
         if owner.task is not None:
             owner.task.cancel()
         owner.link.close()
+        self._exchange.close_owner(node.node_id)
         self._offer(NodeLost(owner.node, reason))
 
     def close_all(self) -> None:
@@ -125,8 +129,8 @@ class Owners:
             await asyncio.sleep(HELLO_S)
 
     def _welcomed(self, owner: _Owner, welcome: OwnerWelcome) -> None:
-        if owner.is_open:
-            return
+        if owner.is_open or welcome.incarnation != owner.node.incarnation:
+            return  # a repeated welcome, or one of another process under the same address
         problem = self._exchange.open_owner(welcome)
         if problem is not None:
             self._offer(NodeLost(owner.node, problem))

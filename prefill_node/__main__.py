@@ -6,4 +6,4 @@ import runpy
 if __name__ == "__main__":
     os.environ.setdefault("TANDEM_PREFILL_WEIGHT", "1")
     os.environ.setdefault("TANDEM_DECODE_WEIGHT", "0")
-    runpy.run_module("node", run_name="__main__", alter_sys=True)
+    runpy.run_module("node", run_name="__main__")

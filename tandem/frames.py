@@ -4,6 +4,7 @@ A struct field of one of these types holds, on the wire, the index of its frame.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ class TokenIds:
 
     __slots__ = ("array",)
 
-    def __init__(self, ids: Iterable[int] | NDArray[np.int32] = ()) -> None:
+    def __init__(self, ids: Iterable[int] | NDArray[np.integer[Any]] = ()) -> None:
+        if isinstance(ids, np.ndarray) and ids.dtype != np.int32:
+            ids = ids.tolist()  # numpy would wrap what does not fit; a list raises OverflowError
         array = np.array(ids if isinstance(ids, np.ndarray) else list(ids), dtype="<i4")
         array.setflags(write=False)
         self.array: NDArray[np.int32] = array

@@ -56,6 +56,7 @@ def deploy(
     )
     with cluster:
         with Client(cluster.gateway_address) as client:
+            client.ping()  # its sockets exist before the first test counts them
             deployment = Deployment(cluster, client)
             yield deployment
             assert_nothing_left(deployment)
