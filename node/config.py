@@ -31,9 +31,12 @@ class NodeConfig:
         Help("of weights and KV; auto: float32 on the CPU, else the checkpoint's"),
     ] = "auto"
     numerics: Annotated[
-        Literal["invariant", "fast"],
-        Help("invariant: a token's bits do not depend on what shares its batch"),
-    ] = "invariant"
+        Literal["auto", "invariant", "fast"],
+        Help(
+            "invariant: a token's bits do not depend on what shares its batch; auto: invariant on "
+            "the CPU, fast on a GPU"
+        ),
+    ] = "auto"
     page_size: Annotated[int, Help("tokens of a KV page")] = 16
     num_pages: Annotated[int | None, Help("KV pages; default: what memory-share gives")] = None
     memory_share: Annotated[

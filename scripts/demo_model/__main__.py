@@ -29,7 +29,7 @@ def parse_flags() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output", type=Path, default=Path("models/demo"), help="folder to write")
-    add("--steps", type=int, default=1000, help="optimiser steps; they define the run")
+    add("--steps", type=int, default=1200, help="optimiser steps; they define the run")
     add("--seed", type=int, default=0, help="of the weights and the order of documents")
     add("--threads", type=int, default=1, help="CPU threads of torch")
     add("--batch-tokens", type=int, default=2048, help="tokens in one step")

@@ -1,4 +1,4 @@
-"""Every family through separate processes: prompts prefilled here, decoded there, token for token."""
+"""Every family through separate processes: prefilled here, decoded there, token for token."""
 
 import shutil
 from collections.abc import Callable
