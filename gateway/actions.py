@@ -60,6 +60,7 @@ class CloseNode:
 
     node_id: str
     epoch: int
+    reason: str
 
 
 Action = ToClient | ToCoordinator | ToNode | CloseNode

@@ -346,7 +346,7 @@ class Ledger:
                 continue
             text = f"node {down.node_id} is down: {down.reason}"
             self._fail_attempt(request, "node_failed", text, now)
-        self._out.append(CloseNode(down.node_id, down.epoch))
+        self._out.append(CloseNode(down.node_id, down.epoch, down.reason))
 
     def _fail_attempt(
         self, request: LiveRequest, code: ErrorCode, message: str, now: float

@@ -301,8 +301,8 @@ class Gateway:
                     self._nodes.send(node, message)
                 case ToCoordinator(message):
                     self._coordinator.send(message)
-                case CloseNode(node_id, epoch):
-                    logger.warning("node %s of epoch %d is down", node_id, epoch)
+                case CloseNode(node_id, epoch, reason):
+                    logger.info("node %s of epoch %d is down: %s", node_id, epoch, reason)
                     self._nodes.close(node_id, epoch)
         for client in unreachable:
             self._execute(self._ledger.client_gone(client, time.monotonic()))

@@ -124,9 +124,10 @@ class FakeNode:
     def step(self, num_tokens: int = 1) -> None:
         """Make tokens for every request that has its command."""
         for key, spec in self.specs.items():
-            limit = (
-                spec.params.max_tokens if "decode" in self.roles[key] else len(spec.output_ids) + 1
-            )
+            assert spec.params.max_tokens is not None
+            limit = spec.params.max_tokens
+            if "decode" not in self.roles[key]:
+                limit = len(spec.output_ids) + 1
             self.made[key] = min(self.made[key] + num_tokens, limit)
             if self.made[key] == spec.params.max_tokens:
                 self.ended.add(key)
@@ -139,7 +140,7 @@ class FakeNode:
         spec, start, end = self.specs[key], self.kept_from[key], self.made[key]
         garbage = 100 if self.is_zombie else 0
         ids = tuple(token_at(i) + garbage for i in range(start, end))
-        logprobs = ()
+        logprobs: tuple[TokenLogprobs, ...] = ()
         if spec.params.logprobs is not None:
             logprobs = tuple(TokenLogprobs(logprob=-float(i)) for i in range(start, end))
         delta = TokenDelta(

@@ -280,7 +280,7 @@ def test_chat_and_token_ids_are_taken_too(run_gateway, tokenizer) -> None:
 
 def test_what_cannot_be_served_is_refused_and_garbage_is_told(run_gateway) -> None:
     async def body(cluster: Cluster, client: Client) -> None:
-        cases = [
+        cases: list[tuple[dict, tuple[bytes, ...], str]] = [
             ({"prompt": 0, "model": "other"}, (b"a",), "unknown_model"),
             ({"prompt": 0, "sla_class": "gold"}, (b"a",), "unknown_sla_class"),
             ({"prompt": 0}, (b"",), "invalid_request"),

@@ -1,0 +1,113 @@
+"""`python -m coordinator` and `python -m gateway` as processes: ready lines, clean ends, advice."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Start = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture
+def start(repository: Path) -> Iterator[Start]:
+    """Start a module of this checkout; whatever still runs at the end is killed."""
+    running: list[subprocess.Popen] = []
+
+    def launch(module: str, *flags: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *flags],
+            cwd=repository,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield launch
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
+
+
+def ready_address(process: subprocess.Popen, kind: str) -> str:
+    """The address of the `ready` line, which is the first line of standard output."""
+    words = process.stdout.readline().split()
+    assert words[:2] == ["ready", kind], words
+    assert words[2].startswith("tcp://127.0.0.1:")
+    return words[2]
+
+
+@pytest.fixture
+def coordinator(start: Start) -> tuple[subprocess.Popen, str]:
+    process = start("coordinator", "--port", "0")
+    return process, ready_address(process, "coordinator")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_announce_themselves_and_end_cleanly(start, coordinator, demo_model, number) -> None:
+    process, address = coordinator
+    flags = ["--port", "0", "--coordinator", address, "--model", str(demo_model)]
+    gateway = start("gateway", *flags, "--name", "gw-7")
+    ready_address(gateway, "gateway")
+    for each in (gateway, process):
+        each.send_signal(number)
+        _, log = each.communicate(timeout=15)
+        assert each.returncode == 0, log
+        assert "Traceback" not in log
+    assert "gateway gw-7 joined" in log
+
+
+def test_a_gateway_with_another_tokenizer_is_refused_with_both_values(
+    start, coordinator, demo_model, tmp_path
+) -> None:
+    _, address = coordinator
+    other = tmp_path / "demo"
+    shutil.copytree(demo_model, other)
+    with (other / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+    flags = ["--port", "0", "--coordinator", address]
+    ready_address(start("gateway", *flags, "--model", str(demo_model), "--name", "a"), "gateway")
+    second = start("gateway", *flags, "--model", str(other), "--name", "b")
+    _, log = second.communicate(timeout=20)
+    assert second.returncode == 1
+    assert "tokenizer_fingerprint is" in log.splitlines()[-1]
+    assert " in b and " in log
+    assert "same tokenizer" in log
+
+
+@pytest.mark.parametrize(
+    ("removed", "flags", "advice"),
+    [
+        ("tokenizer.json", [], "no tokenizer"),
+        ("", ["--max-model-len", "1000000"], "lower it"),
+        ("", ["--max-live-requests", "0"], "at least 1"),
+    ],
+)
+def test_what_keeps_a_gateway_from_serving_is_one_clear_line(
+    start, demo_model, tmp_path, removed, flags, advice
+) -> None:
+    folder = tmp_path / "demo"
+    shutil.copytree(demo_model, folder)
+    if removed:
+        (folder / removed).unlink()
+    process = start("gateway", "--port", "0", "--model", str(folder), *flags)
+    _, log = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert advice in log.splitlines()[-1]
+    assert "Traceback" not in log
+
+
+def test_a_taken_port_is_said_to_be_taken(start, coordinator) -> None:
+    _, address = coordinator
+    second = start("coordinator", "--port", address.rsplit(":", 1)[1])
+    _, log = second.communicate(timeout=15)
+    assert second.returncode == 1
+    assert "is another process using the port?" in log
