@@ -1,6 +1,5 @@
 """A world of fakes around the pure ledger: a coordinator, nodes whose token i is f(i), a client."""
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,14 @@ from tandem.messages.common import (
     SlaTargets,
     TokenLogprobs,
 )
-from tandem.messages.placement import NodeDown, Place, Placed, RequestEnded, RequestEndedAck
+from tandem.messages.placement import (
+    NodeDown,
+    Place,
+    Placed,
+    PlaceRefused,
+    RequestEnded,
+    RequestEndedAck,
+)
 from tandem.messages.serving import (
     Cancel,
     CommandAck,
@@ -132,6 +138,17 @@ class FakeNode:
             if self.made[key] == spec.params.max_tokens:
                 self.ended.add(key)
 
+    def message(self, *parts: TokenDelta | Ending, prefills: tuple = ()) -> Emission:
+        """These deltas and endings in one message."""
+        return Emission(
+            node_id=self.ref.node_id,
+            incarnation=self.ref.incarnation,
+            epoch=self.ref.epoch,
+            deltas=tuple(p for p in parts if isinstance(p, TokenDelta)),
+            endings=tuple(p for p in parts if isinstance(p, Ending)),
+            prefills=prefills,
+        )
+
     def emit(self) -> list[Emission]:
         """Everything not acknowledged, one message per request."""
         return [self._emission(key) for key in list(self.specs)]
@@ -152,14 +169,10 @@ class FakeNode:
             first_token_after_s=0.02,
             num_cached_tokens=2,
         )
-        return Emission(
-            node_id=self.ref.node_id,
-            incarnation=self.ref.incarnation,
-            epoch=self.ref.epoch,
-            deltas=(delta,) if ids else (),
-            endings=(self._ending(key, end, report),) if key in self.ended else (),
-            prefills=((*key, report),) if "prefill" in self.roles[key] else (),
-        )
+        parts = [delta] if ids else []
+        ends = [self._ending(key, end, report)] if key in self.ended else []
+        prefills = ((*key, report),) if "prefill" in self.roles[key] else ()
+        return self.message(*parts, *ends, prefills=prefills)
 
     def _ending(self, key, end: int, report: PrefillReport) -> Ending:
         decode = DecodeReport(
@@ -272,6 +285,44 @@ class World:
             self.deliver()
             self.tick()
 
+    def question(self) -> Place:
+        """What the coordinator has not answered yet."""
+        (place,) = {m for m in self.to_coordinator if isinstance(m, Place)}
+        return place
+
+    def refuse(self, place: Place, code: str, retry_after_s: float | None = None) -> None:
+        """The coordinator has no nodes for this."""
+        refused = PlaceRefused(
+            request_id=place.request_id,
+            attempt=place.attempt,
+            code=code,
+            message="why",
+            retry_after_s=retry_after_s,
+        )
+        self.hear(refused)
+
+    def emit(self, node: FakeNode, *parts: TokenDelta | Ending) -> None:
+        """A node says these deltas and endings in one message."""
+        self.say(node, node.message(*parts))
+
+    @staticmethod
+    def tokens(attempt: int, start: int, ids, number: int = 1) -> TokenDelta:
+        """Tokens of an attempt at request `number`."""
+        request_id = number.to_bytes(16, "big")
+        return TokenDelta(request_id=request_id, attempt=attempt, start=start, ids=tuple(ids))
+
+    @staticmethod
+    def ending(attempt: int, end_index: int, reason: str, number: int = 1, **changes) -> Ending:
+        """The end of an attempt at request `number`."""
+        request_id = number.to_bytes(16, "big")
+        return Ending(
+            request_id=request_id, attempt=attempt, end_index=end_index, reason=reason, **changes
+        )
+
+    def last_ack(self) -> EmissionAck:
+        """What a node was last told that it may forget."""
+        return next(m for _, m in reversed(self.to_nodes) if isinstance(m, EmissionAck))
+
     def lose(self, node_id: str) -> FakeNode:
         """A node dies; the coordinator says so."""
         node = self.nodes.pop(node_id)
@@ -317,16 +368,9 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
-    """A prefill and a decode node, nothing submitted."""
-    made = World(Ledger(Identity("gw", 5, "fingerprint", (EOS,)), letters))
-    made.add_node("p0")
-    made.add_node("d0")
-    return made
-
-
-@pytest.fixture
 def make_world() -> Callable[[], World]:
+    """Makes worlds with a prefill and a decode node, nothing submitted."""
+
     def make() -> World:
         made = World(Ledger(Identity("gw", 5, "fingerprint", (EOS,)), letters))
         for name in ("p0", "d0"):
@@ -336,57 +380,22 @@ def make_world() -> Callable[[], World]:
     return make
 
 
-class Chaos:
-    """Random order, loss, repetition and death; then, in `settle`, everything works again."""
-
-    def __init__(self, world: World, rng: random.Random) -> None:
-        self.world = world
-        self.rng = rng
-        self.zombies: list[FakeNode] = []
-        self.past: list[tuple[FakeNode, msgspec.Struct]] = []
-
-    def step(self) -> None:
-        self.rng.choice(
-            [self._coordinate, self._deliver, self._emit, self._emit, self._repeat, self._tick]
-        )()
-
-    def kill(self, node_id: str) -> None:
-        """The node goes on as a zombie, under garbage, and a new incarnation takes its name."""
-        zombie = self.world.lose(node_id)
-        zombie.is_zombie = True
-        self.zombies.append(zombie)
-        self.world.add_node(node_id)
-
-    def _coordinate(self) -> None:
-        if self.rng.random() < 0.3:
-            self.world.to_coordinator.clear()  # lost on the way
-        self.world.coordinate(prefill=self.rng.choice(["p0", "p0", None]))
-
-    def _deliver(self) -> None:
-        self.rng.shuffle(self.world.to_nodes)
-        if self.rng.random() < 0.3:
-            del self.world.to_nodes[: self.rng.randrange(3)]
-        self.world.deliver()
-
-    def _emit(self) -> None:
-        node = self.rng.choice([*self.world.nodes.values(), *self.zombies])
-        node.step(self.rng.randrange(4))
-        for emission in node.emit():
-            self.past.append((node, emission))
-            if self.rng.random() < 0.7:
-                self.world.say(node, emission)
-
-    def _repeat(self) -> None:
-        if self.past:
-            self.world.say(*self.rng.choice(self.past))
-
-    def _tick(self) -> None:
-        self.world.tick(self.rng.choice([0.1, 0.6]))
+@pytest.fixture
+def world(make_world: Callable[[], World]) -> World:
+    """One of them."""
+    return make_world()
 
 
 @pytest.fixture
-def make_chaos() -> Callable[[World, random.Random], Chaos]:
-    return Chaos
+def expected(world) -> list[int]:
+    """What an undisturbed request of six tokens answers, as the world itself tells it."""
+    world.submit(99)
+    world.run(12)
+    ids = world.ids(99)
+    assert len(ids) == 6
+    world.places.clear()
+    world.ends.clear()
+    return ids
 
 
 @pytest.fixture(scope="session")

@@ -1,75 +1,13 @@
 """The ledger: one undisturbed life, attempts, ends, acknowledgements, and chaos."""
 
-import random
-
-import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tandem.messages.common import TokenLogprobs
-from tandem.messages.placement import NodeDown, Place, PlaceRefused, RequestEnded
+from tandem.messages.placement import Place, RequestEnded
 from tandem.messages.serving import (
-    CommandRefused,
     Decode,
-    Emission,
-    EmissionAck,
-    Ending,
     Prefill,
-    TokenDelta,
 )
-
-
-@pytest.fixture
-def expected(world) -> list[int]:
-    """What an undisturbed request of six tokens answers, as the world itself tells it."""
-    world.submit(99)
-    world.run(12)
-    ids = world.ids(99)
-    assert len(ids) == 6
-    world.places.clear()
-    world.ends.clear()
-    return ids
-
-
-def refusal(place: Place, code: str, **changes) -> PlaceRefused:
-    return PlaceRefused(
-        request_id=place.request_id, attempt=place.attempt, code=code, message="why", **changes
-    )
-
-
-def place_of(world) -> Place:
-    """The question that the coordinator has not answered yet."""
-    (place,) = {m for m in world.to_coordinator if isinstance(m, Place)}
-    return place
-
-
-def emission(node, deltas=(), endings=()) -> Emission:
-    return Emission(
-        node_id=node.ref.node_id,
-        incarnation=node.ref.incarnation,
-        epoch=node.ref.epoch,
-        deltas=deltas,
-        endings=endings,
-    )
-
-
-def delta(number: int, attempt: int, start: int, ids) -> TokenDelta:
-    return TokenDelta(
-        request_id=number.to_bytes(16, "big"), attempt=attempt, start=start, ids=tuple(ids)
-    )
-
-
-def ending(number: int, attempt: int, end_index: int, reason: str, **changes) -> Ending:
-    request_id = number.to_bytes(16, "big")
-    return Ending(
-        request_id=request_id, attempt=attempt, end_index=end_index, reason=reason, **changes
-    )
-
-
-def last_ack(world) -> EmissionAck:
-    return next(m for _, m in reversed(world.to_nodes) if isinstance(m, EmissionAck))
-
 
 # --- an undisturbed life ----------------------------------------------------------------------
 
@@ -159,7 +97,7 @@ def test_many_tokens_at_once_make_several_messages(world) -> None:
     world.coordinate()
     world.deliver()
     node = world.nodes["d0"]
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, range(10, 210)),)))
+    world.emit(node, world.tokens(1, 0, range(10, 210)))
     assert [len(o.token_ids) for o in world.outputs()] == [64, 64, 64, 8]
     assert len(world.text()) == 200
     assert world.ids() == list(range(10, 210))
@@ -172,29 +110,32 @@ def test_tokens_beyond_a_gap_wait_and_are_not_acknowledged(world) -> None:
     world.submit()
     world.coordinate()
     node = world.nodes["d0"]
-    world.say(node, emission(node, deltas=(delta(1, 1, 2, [12, 13]),)))
+    world.emit(node, world.tokens(1, 2, [12, 13]))
     assert world.ids() == []
-    assert last_ack(world).taken[0].next_index == 0
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]),)))
+    assert world.last_ack().taken[0].next_index == 0
+    world.emit(node, world.tokens(1, 0, [10, 11]))
     assert world.ids() == [10, 11, 12, 13]
-    assert last_ack(world).taken[0].next_index == 4
+    assert world.last_ack().taken[0].next_index == 4
 
 
 def test_an_ending_before_its_tokens_waits_for_them(world) -> None:
     world.submit()
     world.coordinate()
     node = world.nodes["d0"]
-    world.say(node, emission(node, endings=(ending(1, 1, 2, "stop"),)))
-    assert last_ack(world).ended == (((1).to_bytes(16, "big"), 1),)
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]),)))
+    world.emit(node, world.ending(1, 2, "stop"))
+    assert world.last_ack().ended == (((1).to_bytes(16, "big"), 1),)
+    world.emit(node, world.tokens(1, 0, [10, 11]))
     assert world.done().reason == "stop"
 
 
 def test_unknown_requests_are_acknowledged_so_that_nodes_forget(world) -> None:
     node = world.nodes["d0"]
-    message = emission(node, deltas=(delta(7, 3, 5, [1, 2]),), endings=(ending(8, 1, 4, "stop"),))
-    world.say(node, message)
-    ack = last_ack(world)
+    world.emit(
+        node,
+        world.tokens(3, 5, [1, 2], number=7),
+        world.ending(1, 4, "stop", number=8),
+    )
+    ack = world.last_ack()
     assert [(t.request_id[-1], t.attempt, t.next_index) for t in ack.taken] == [(7, 3, 7)]
     assert [(r[-1], a) for r, a in ack.ended] == [(7, 3), (8, 1)]
     assert world.to_client == []
@@ -204,8 +145,8 @@ def test_a_node_that_does_not_serve_the_request_is_not_believed(world) -> None:
     stranger = world.add_node("x0")
     world.submit()
     world.coordinate()
-    world.say(stranger, emission(stranger, deltas=(delta(1, 1, 0, [10]),)))
-    world.say(stranger, emission(stranger, endings=(ending(1, 1, 0, "stop"),)))
+    world.emit(stranger, world.tokens(1, 0, [10]))
+    world.emit(stranger, world.ending(1, 0, "stop"))
     assert world.ids() == []
     assert len(world.ledger) == 1
 
@@ -213,7 +154,11 @@ def test_a_node_that_does_not_serve_the_request_is_not_believed(world) -> None:
 def test_an_emission_in_another_nodes_name_is_dropped(world) -> None:
     world.submit()
     world.coordinate()
-    world.say(world.nodes["p0"], emission(world.nodes["d0"], deltas=(delta(1, 1, 0, [10]),)))
+    impostor = world.nodes["p0"]
+    honest, impostor.ref = impostor.ref, world.nodes["d0"].ref
+    message = impostor.message(world.tokens(1, 0, [10]))
+    impostor.ref = honest
+    world.say(impostor, message)
     assert world.ids() == []
     assert world.ledger.num_dropped == 1
 
@@ -222,9 +167,9 @@ def test_a_node_that_changes_its_mind_loses_the_attempt(world) -> None:
     world.submit()
     world.coordinate()
     node = world.nodes["d0"]
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]),)))
-    world.say(node, emission(node, deltas=(delta(1, 1, 1, [19]),)))
-    place = place_of(world)
+    world.emit(node, world.tokens(1, 0, [10, 11]))
+    world.emit(node, world.tokens(1, 1, [19]))
+    place = world.question()
     assert (place.attempt, place.num_output_tokens) == (2, 2)
     assert world.ids() == [10, 11]
 
@@ -233,7 +178,7 @@ def test_tokens_beyond_max_tokens_are_not_delivered(world) -> None:
     world.submit(params={"max_tokens": 2})
     world.coordinate()
     node = world.nodes["d0"]
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11, 12, 13]),)))
+    world.emit(node, world.tokens(1, 0, [10, 11, 12, 13]))
     assert world.ids() == [10, 11]
 
 
@@ -242,8 +187,8 @@ def test_where_token_zero_is_the_end_the_decode_node_is_told(world) -> None:
     world.coordinate()
     world.deliver()
     node = world.nodes["p0"]
-    end = ending(1, 1, 1, "stop")
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, [3]),), endings=(end,)))
+    end = world.ending(1, 1, "stop")
+    world.emit(node, world.tokens(1, 0, [3]), end)
     assert world.done().reason == "stop"
     assert world.cancels() == {("d0", 1)}
 
@@ -361,8 +306,8 @@ def test_stop_tokens_are_delivered_without_text(world) -> None:
     world.submit(params={"stop_token_ids": (11,)})
     world.coordinate()
     node = world.nodes["d0"]
-    end = ending(1, 1, 2, "stop")
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]),), endings=(end,)))
+    end = world.ending(1, 2, "stop")
+    world.emit(node, world.tokens(1, 0, [10, 11]), end)
     assert world.ids() == [10, 11]
     assert len(world.text()) == 1
 
@@ -379,261 +324,6 @@ def test_without_a_coordinator_a_request_fails_with_advice(world) -> None:
 
 def test_a_refused_placement_ends_the_request_with_its_reason(world) -> None:
     world.submit()
-    world.hear(refusal(place_of(world), "no_decode_node", retry_after_s=5.0))
+    world.refuse(world.question(), "no_decode_node", retry_after_s=5.0)
     done = world.done()
     assert (done.code, done.message, done.retry_after_s) == ("no_decode_node", "why", 5.0)
-
-
-# --- attempts ---------------------------------------------------------------------------------
-
-
-def test_a_dead_decode_node_costs_nothing_but_an_attempt(world, expected) -> None:
-    world.submit()
-    world.coordinate()
-    world.run(2)
-    num_before = len(world.ids())
-    assert 0 < num_before < 6
-    dead = world.lose("d0")
-    assert ("d0", dead.ref.epoch) in {(c.node_id, c.epoch) for c in world.closed}
-    place = place_of(world)
-    assert (place.attempt, place.num_output_tokens) == (2, num_before)
-    world.add_node("d0")
-    world.run(20)
-    assert world.ids() == expected
-    done = world.done()
-    assert (done.reason, done.timeline.num_attempts) == ("length", 2)
-    assert done.usage.num_output_tokens == 6
-
-
-def test_the_second_attempt_carries_what_was_delivered(world) -> None:
-    world.submit()
-    world.coordinate()
-    node = world.nodes["d0"]
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, 11]), delta(1, 1, 3, [13]))))
-    world.lose("d0")
-    world.add_node("d0")
-    world.coordinate()
-    specs = [m.spec for _, m in world.to_nodes if isinstance(m, Decode) and m.spec.attempt == 2]
-    assert [s.output_ids.array.tolist() for s in specs] == [[10, 11]]
-    assert [s.prompt_ids.array.tolist() for s in specs] == [[0, 1, 2, 3, 4]]
-    assert ("p0", 1) in world.cancels()
-
-
-def test_a_dead_prefill_node_is_irrelevant_once_decode_carries_on(world, expected) -> None:
-    world.submit()
-    world.coordinate()
-    world.run(2)
-    world.lose("p0")
-    world.run(12)
-    assert world.ids() == expected
-    assert world.done().timeline.num_attempts == 1
-
-
-def test_a_dead_prefill_node_before_that_starts_another_attempt(world, expected) -> None:
-    world.submit()
-    world.coordinate()
-    world.lose("p0")
-    assert world.cancels() == {("d0", 1)}
-    world.add_node("p0")
-    world.run(20)
-    assert world.ids() == expected
-    assert world.done().timeline.num_attempts == 2
-
-
-def test_three_failed_attempts_are_the_end(world) -> None:
-    world.submit()
-    for _ in range(3):
-        world.coordinate()
-        world.lose("d0")
-        world.add_node("d0")
-    done = world.done()
-    assert (done.code, done.reason, done.timeline.num_attempts) == ("node_failed", "failed", 3)
-    assert "3 attempts failed" in done.message
-    assert "d0 is down" in done.message
-
-
-def test_old_news_of_a_node_do_not_touch_its_new_epoch(world, expected) -> None:
-    old = world.lose("d0")
-    world.add_node("d0")
-    world.submit()
-    world.coordinate()
-    world.hear(NodeDown(node_id="d0", epoch=old.ref.epoch, reason="again"))
-    world.run(12)
-    assert world.ids() == expected
-    assert world.done().timeline.num_attempts == 1
-
-
-def test_a_placement_on_a_node_known_to_be_down_is_not_used(world) -> None:
-    world.submit()
-    place = place_of(world)
-    answer = world.placed(place)
-    world.lose("d0")
-    world.to_coordinator.clear()
-    world.hear(answer)
-    assert place_of(world).attempt == 2
-    assert not [m for _, m in world.to_nodes if isinstance(m, Decode)]
-
-
-def refuse_decode(world, code: str) -> None:
-    refused = CommandRefused(
-        command="decode",
-        request_id=(1).to_bytes(16, "big"),
-        attempt=1,
-        code=code,
-        message="because",
-    )
-    world.submit()
-    world.coordinate()
-    world.say(world.nodes["d0"], refused)
-
-
-def test_a_command_refused_for_now_is_tried_elsewhere(world) -> None:
-    refuse_decode(world, "unavailable")
-    assert place_of(world).attempt == 2
-    assert ("p0", 1) in world.cancels()
-
-
-def test_a_command_refused_for_good_ends_the_request(world) -> None:
-    refuse_decode(world, "too_few_pages")
-    assert world.done().code == "too_few_pages"
-    assert "because" in world.done().message
-
-
-@pytest.mark.parametrize("reason", ["failed", "cancelled"])
-def test_a_node_that_gives_up_starts_another_attempt(world, expected, reason) -> None:
-    world.submit()
-    world.coordinate()
-    world.deliver()
-    node = world.nodes["d0"]
-    world.say(node, emission(node, endings=(ending(1, 1, 0, reason),)))
-    node.specs.clear()
-    world.run(20)
-    assert world.ids() == expected
-    assert world.done().timeline.num_attempts == 2
-
-
-def test_a_late_failure_of_prefill_does_not_disturb_decode(world, expected) -> None:
-    world.submit()
-    world.coordinate()
-    world.run(2)
-    node = world.nodes["p0"]
-    late = ending(1, 1, 0, "failed", code="transfer_failed", message="late")
-    world.say(node, emission(node, endings=(late,)))
-    world.run(12)
-    assert world.ids() == expected
-    assert world.done().timeline.num_attempts == 1
-
-
-@pytest.mark.parametrize(("last", "reason"), [(3, "stop"), (15, "length")])
-def test_a_node_that_dies_after_the_last_token_needs_no_successor(world, last, reason) -> None:
-    world.submit(params={"max_tokens": 2 if reason == "length" else 9})
-    world.coordinate()
-    node = world.nodes["d0"]
-    world.say(node, emission(node, deltas=(delta(1, 1, 0, [10, last]),)))
-    world.lose("d0")
-    assert world.done().reason == reason
-    assert world.ids() == [10, last]
-
-
-def test_a_late_token_of_an_earlier_attempt_on_the_same_node_is_not_taken(world) -> None:
-    world.submit()
-    world.coordinate()
-    node = world.nodes["d0"]
-    world.say(node, emission(node, endings=(ending(1, 1, 0, "failed"),)))
-    world.coordinate()
-    late = emission(node, deltas=(delta(1, 1, 0, [77]),), endings=(ending(1, 1, 1, "stop"),))
-    world.say(node, late)
-    assert world.ids() == []
-    assert [(t.attempt, t.next_index) for t in last_ack(world).taken] == [(1, 1)]
-    world.say(node, emission(node, deltas=(delta(1, 2, 0, [10]),)))
-    assert world.ids() == [10]
-
-
-def test_what_waited_behind_a_gap_is_void_in_the_next_attempt(world) -> None:
-    world.submit()
-    world.coordinate()
-    node = world.nodes["d0"]
-    world.say(node, emission(node, deltas=(delta(1, 1, 1, [77]),)))
-    world.say(node, emission(node, endings=(ending(1, 1, 0, "failed"),)))
-    world.coordinate()
-    world.say(node, emission(node, deltas=(delta(1, 2, 0, [10, 11]),)))
-    assert world.ids() == [10, 11]
-    assert world.ledger.num_dropped == 0
-
-
-def test_a_request_that_lost_its_node_waits_for_a_new_one(world, expected) -> None:
-    world.submit()
-    world.coordinate()
-    world.run(2)
-    world.lose("d0")
-    for _ in range(10):
-        for place in [m for m in world.to_coordinator if isinstance(m, Place)]:
-            world.hear(refusal(place, "no_decode_node", retry_after_s=5.0))
-        world.to_coordinator.clear()
-        world.tick(1.0)
-    assert len(world.ledger) == 1
-    world.add_node("d0")
-    world.run(20)
-    assert world.ids() == expected
-
-
-def test_but_not_for_ever(world) -> None:
-    world.submit()
-    world.coordinate()
-    world.lose("d0")
-    place = place_of(world)
-    world.now += 31
-    world.hear(refusal(place, "no_decode_node", retry_after_s=5.0))
-    assert world.done().code == "no_decode_node"
-
-
-def test_late_answers_of_the_coordinator_are_dropped(world) -> None:
-    world.submit()
-    place = place_of(world)
-    world.coordinate()
-    num_sent = len(world.to_nodes)
-    world.hear(refusal(place, "no_decode_node"))
-    world.hear(world.placed(place))
-    world.hear(world.placed(msgspec.structs.replace(place, attempt=2)))
-    assert len(world.to_nodes) == num_sent
-    assert len(world.ledger) == 1
-
-
-# --- chaos ------------------------------------------------------------------------------------
-
-
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(st.randoms(use_true_random=False), st.integers(0, 2))
-def test_streams_are_exactly_once_whatever_happens(
-    make_world, make_chaos, rng: random.Random, num_deaths: int
-) -> None:
-    """Loss, repetition, reordering, zombies with garbage: each token once, in order, one end."""
-    world = make_world()
-    chaos = make_chaos(world, rng)
-    for number in (1, 2, 3):
-        world.submit(number, params={"max_tokens": 4 + 3 * number})
-    deaths = set(rng.sample(range(40), num_deaths))
-    for step in range(40):
-        chaos.step()
-        if step in deaths:
-            chaos.kill(rng.choice(["p0", "d0"]))
-    for zombie in chaos.zombies:
-        for message in zombie.emit():
-            world.say(zombie, message)
-    world.run(60)
-    for number in (1, 2, 3):
-        ids = world.ids(number)
-        assert all(0 <= token_id < 100 for token_id in ids), "a zombie was believed"
-        assert len(ids) == 4 + 3 * number
-        assert ids == world.ids(3)[: len(ids)]
-        assert world.done(number).reason == "length"
-        assert world.done(number).usage.num_output_tokens == len(ids)
-    assert len(world.ledger) == 0
-    assert len({e.request_id for e in world.ends}) == 3
-    world.tick(10)
-    assert not world.to_nodes, "something is still asked of a node"
-    assert all(not node.specs for node in world.nodes.values()), "a node still has a request"
