@@ -33,6 +33,7 @@ def warm_up(
 ) -> tuple[StepSample, ...]:
     """Time prefill chunks and decode batches of a few sizes, each after a first untimed run."""
     chunk = min(max_num_batched_tokens, max_model_len)
+    _draw(runner)
     context = min(256, max_model_len)
     samples = [_time_prefill(runner, num_tokens) for num_tokens in sorted({min(16, chunk), chunk})]
     for num_rows in sorted({1, min(8, max_num_seqs), max_num_seqs}):
@@ -42,13 +43,22 @@ def warm_up(
 
 
 def _time_prefill(runner: TorchRunner, num_tokens: int) -> StepSample:
-    greedy = SamplingParams(temperature=0.0)
+    step = StepBatch((_prompt(runner, num_tokens, SamplingParams(temperature=0.0)),))
+    return StepSample(num_tokens, 0, num_tokens, _seconds(runner, step))
+
+
+def _draw(runner: TorchRunner) -> None:
+    """Load the sampler's code: the first sampled request must not hold the others' tokens up."""
+    runner.run(StepBatch((_prompt(runner, 1, SamplingParams(temperature=1.0, top_p=0.9)),)))
+
+
+def _prompt(runner: TorchRunner, num_tokens: int, params: SamplingParams) -> SequenceStep:
+    """A prompt whose KV goes to the scratch page."""
     nothing = np.zeros(0, np.int32)
     table = np.full(runner.layout.num_pages_for(num_tokens), runner.pool.scratch_page, np.int32)
     tokens = np.zeros(num_tokens, np.int32)
-    sample = SampleRequest(greedy, 0, 0, 0, nothing, nothing, ())
-    step = StepBatch((SequenceStep(tokens, 0, table, sample),))
-    return StepSample(num_tokens, 0, num_tokens, _seconds(runner, step))
+    request = SampleRequest(params, 0, 0, 0, nothing, nothing, ())
+    return SequenceStep(tokens, 0, table, request)
 
 
 def _seconds(runner: TorchRunner, step: StepBatch) -> float:
