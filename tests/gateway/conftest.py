@@ -308,16 +308,14 @@ class World:
     @staticmethod
     def tokens(attempt: int, start: int, ids, number: int = 1) -> TokenDelta:
         """Tokens of an attempt at request `number`."""
-        request_id = number.to_bytes(16, "big")
-        return TokenDelta(request_id=request_id, attempt=attempt, start=start, ids=tuple(ids))
+        key = {"request_id": number.to_bytes(16, "big"), "attempt": attempt}
+        return TokenDelta(**key, start=start, ids=tuple(ids))
 
     @staticmethod
     def ending(attempt: int, end_index: int, reason: str, number: int = 1, **changes) -> Ending:
         """The end of an attempt at request `number`."""
-        request_id = number.to_bytes(16, "big")
-        return Ending(
-            request_id=request_id, attempt=attempt, end_index=end_index, reason=reason, **changes
-        )
+        key = {"request_id": number.to_bytes(16, "big"), "attempt": attempt}
+        return Ending(**key, end_index=end_index, reason=reason, **changes)
 
     def last_ack(self) -> EmissionAck:
         """What a node was last told that it may forget."""
@@ -349,14 +347,11 @@ class World:
 
     def done(self, number: int = 1) -> Done:
         """The one terminal message."""
-        found = [
-            m
-            for m in self.to_client
-            if isinstance(m, Done) and m.request_id == number.to_bytes(16, "big")
-        ]
+        request_id = number.to_bytes(16, "big")
+        of_request = [m for m in self.to_client if getattr(m, "request_id", None) == request_id]
+        found = [m for m in of_request if isinstance(m, Done)]
         assert len(found) == 1, f"{len(found)} terminal messages"
-        after = self.to_client[self.to_client.index(found[0]) + 1 :]
-        assert not [m for m in after if getattr(m, "request_id", None) == found[0].request_id]
+        assert of_request[-1] is found[0], "something came after the end"
         return found[0]
 
     def accepted(self) -> list[Accepted]:
