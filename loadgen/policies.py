@@ -15,9 +15,19 @@ from loadgen.measure import Measurement, run_workload
 from loadgen.workload import Workload, step_bound
 from tandem.async_client import AsyncClient
 from tandem.launch import LocalCluster
+from tandem.status import query_status
 
 POLICIES = ("fifo", "static", "static-dropping")
+HEARTBEAT_WAIT_S = 1.2
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One policy over one workload, once."""
+
+    tokens_per_s: float
+    num_steps: int  # of the decode node, from its heartbeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,47 +51,38 @@ def compare(
             policy: _measure(comparison, workloads, policy, batch_size, say) for policy in POLICIES
         }
         for index, workload in enumerate(workloads):
-            speeds = {policy: runs[policy][index] for policy in POLICIES}
-            rows.append(_row(workload, batch_size, speeds))
+            by_policy = {policy: runs[policy][index] for policy in POLICIES}
+            rows.append(_row(workload, batch_size, by_policy))
             say(format_row(rows[-1]))
     return rows
 
 
 def _measure(
     comparison: Comparison, workloads: Sequence[Workload], policy: str, batch_size: int, say: Say
-) -> list[list[float]]:
-    """Tokens per second, by workload and repeat."""
-    say(f"batch {batch_size}, {policy}: starting")
-    cluster = LocalCluster(
-        model=comparison.model,
-        node_args=[
-            "--max-num-seqs",
-            str(batch_size),
-            "--batch-policy",
-            policy,
-            *comparison.node_args,
-        ],
-    )
+) -> list[list[Run]]:
+    """Runs by workload and repeat."""
+    name = f"batch {batch_size}, {policy}"
+    say(f"{name}: starting")
+    rows = ("--max-num-seqs", str(batch_size), "--batch-policy", policy)
+    cluster = LocalCluster(model=comparison.model, node_args=[*rows, *comparison.node_args])
     with cluster:
-        return asyncio.run(
-            _run_all(comparison, workloads, cluster.gateway_address, policy, batch_size, say)
-        )
+        return asyncio.run(_run_all(comparison, workloads, cluster, name, say))
 
 
 async def _run_all(
     comparison: Comparison,
     workloads: Sequence[Workload],
-    gateway: str,
-    policy: str,
-    batch_size: int,
+    cluster: LocalCluster,
+    name: str,
     say: Say,
-) -> list[list[float]]:
-    async with AsyncClient(gateway) as client:
+) -> list[list[Run]]:
+    async with AsyncClient(cluster.gateway_address) as client:
         await client.wait_until_ready(30.0)
-        speeds = []
+        runs = []
         for workload in workloads:
-            runs = []
+            repeats = []
             for repeat in range(comparison.num_repeats):
+                before = await _decode_steps(cluster)
                 measured = await run_workload(
                     client,
                     workload,
@@ -90,13 +91,21 @@ async def _run_all(
                     seed=repeat,
                 )
                 check_complete(measured, workload)
-                runs.append(measured.tokens_per_s)
+                run = Run(measured.tokens_per_s, await _decode_steps(cluster) - before)
+                repeats.append(run)
                 say(
-                    f"batch {batch_size}, {policy}, {workload.name}: "
-                    f"{measured.tokens_per_s:.1f} tokens/s ({measured.duration_s:.1f} s)"
+                    f"{name}, {workload.name}: {run.tokens_per_s:.1f} tokens/s, "
+                    f"{run.num_steps} steps in {measured.duration_s:.1f} s"
                 )
-            speeds.append(runs)
-        return speeds
+            runs.append(repeats)
+        return runs
+
+
+async def _decode_steps(cluster: LocalCluster) -> int:
+    """Steps of the decode nodes so far; heartbeats bring them twice per second."""
+    await asyncio.sleep(HEARTBEAT_WAIT_S)
+    status = await query_status(cluster.coordinator_address)
+    return sum(n.load.num_steps for n in status.nodes if n.load and n.weights.decode > 0)
 
 
 def check_complete(measured: Measurement, workload: Workload) -> None:
@@ -108,8 +117,11 @@ def check_complete(measured: Measurement, workload: Workload) -> None:
         )
 
 
-def _row(workload: Workload, batch_size: int, speeds: dict[str, list[float]]) -> dict[str, Any]:
-    medians = {policy: statistics.median(runs) for policy, runs in speeds.items()}
+def _row(workload: Workload, batch_size: int, runs: dict[str, list[Run]]) -> dict[str, Any]:
+    medians = {
+        policy: statistics.median(run.tokens_per_s for run in repeats)
+        for policy, repeats in runs.items()
+    }
     bound = step_bound(workload.output_lens, batch_size)
     ratio = medians["fifo"] / medians["static"]
     return {
@@ -122,7 +134,8 @@ def _row(workload: Workload, batch_size: int, speeds: dict[str, list[float]]) ->
         "ratio_static_dropping": round(medians["fifo"] / medians["static-dropping"], 3),
         "share_of_bound": round(ratio / bound, 3),
         "tokens_per_s": {policy: round(value, 2) for policy, value in medians.items()},
-        "runs": {policy: [round(v, 2) for v in runs] for policy, runs in speeds.items()},
+        "runs": {p: [round(run.tokens_per_s, 2) for run in rs] for p, rs in runs.items()},
+        "num_steps": {p: [run.num_steps for run in rs] for p, rs in runs.items()},
     }
 
 
