@@ -34,6 +34,7 @@ class GatewayConfig:
         int, Help("MiB that prompts waiting for the tokenizer may take; more are refused")
     ] = 256
     num_tokenizer_threads: Annotated[int, Help("threads that tokenise prompts")] = 2
+    drain_s: Annotated[float, Help("how long Ctrl-C waits for requests in flight")] = 30.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Help("least severe log lines shown")
     ] = "info"

@@ -143,6 +143,13 @@ class Ledger:
         self._out = [a for a in self._out if not (isinstance(a, ToClient) and a.client == client)]
         return self._flush(now)
 
+    def end_all(self, now: float) -> list[Action]:
+        """This gateway stops: no client is left without an end."""
+        for request in list(self._live.values()):
+            text = "the gateway stops: submit again to another one, or later"
+            self._end(request, End("failed", code="unavailable", message=text), now)
+        return self._flush(now)
+
     def tick(self, now: float) -> list[Action]:
         """Deadlines and resends; to be called every 0.1 s."""
         for request in list(self._live.values()):

@@ -42,6 +42,7 @@ from tandem.sockets import Link, Server, peer_identity, require_loopback
 
 TICK_S = 0.1
 BEAT_S = 1.0
+LAST_WORDS_S = 0.1  # sockets are closed without lingering, so what was sent last needs a moment
 OVERLOADED_RETRY_S = 1.0
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ async def serve(
 ) -> None:
     """Serve until `stop` is set; `on_ready` gets the address once the coordinator welcomed it.
 
+    Then requests in flight are finished; set once more, they are ended.
     Raises ValueError where it cannot listen, or does not fit the deployment.
     """
     if not config.allow_unauthenticated:
@@ -73,7 +75,8 @@ async def serve(
     try:
         gateway = Gateway(context, config, model)
         address = gateway.bind()
-        await run_until(stop, *gateway.loops(lambda: on_ready(address)))
+        loops = gateway.loops(lambda: on_ready(address))
+        await run_until(asyncio.Event(), gateway.drain(stop), *loops)
     finally:
         if gateway is not None:
             await gateway.close()
@@ -113,6 +116,7 @@ class Gateway:
             receive=self._from_node,
         )
         self._tokenising: dict[asyncio.Task[None], int] = {}
+        self._is_draining = False
 
     def bind(self) -> str:
         """Listen for clients; returns the address that they dial."""
@@ -128,6 +132,20 @@ class Gateway:
             self._tick(),
             self._beat(),
         ]
+
+    async def drain(self, stop: asyncio.Event) -> None:
+        """Once `stop` is set take nothing new; return when all is finished, or may not wait."""
+        await stop.wait()
+        self._is_draining = True
+        stop.clear()
+        give_up_at = time.monotonic() + self._config.drain_s
+        while self._ledger or self._tokenising:
+            if stop.is_set() or time.monotonic() > give_up_at:
+                logger.warning("stopping with %d requests in flight", len(self._ledger))
+                self._execute(self._ledger.end_all(time.monotonic()))
+                break
+            await asyncio.sleep(TICK_S)
+        await asyncio.sleep(LAST_WORDS_S)
 
     async def close(self) -> None:
         """Hang up everywhere."""
@@ -161,7 +179,7 @@ class Gateway:
                 pong = ClientPong(
                     label=message.label,
                     model=offer.model,
-                    ready=self._pools.is_ready(time.monotonic()),
+                    ready=not self._is_draining and self._pools.is_ready(time.monotonic()),
                     max_model_len=offer.max_model_len,
                 )
                 self._clients.send(client, pong)
@@ -202,6 +220,8 @@ class Gateway:
     def _check_room(self, num_bytes: int) -> None:
         """Refuse at once what would only wait; a retry later finds other requests gone."""
         config = self._config
+        if self._is_draining:
+            raise Rejected("unavailable", "this gateway is stopping: submit to another one")
         num_live = len(self._ledger) + len(self._tokenising)
         if num_live >= config.max_live_requests:
             raise Rejected(

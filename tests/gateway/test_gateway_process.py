@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
+import zmq
 
 Start = Callable[..., subprocess.Popen]
 
@@ -111,3 +113,33 @@ def test_a_taken_port_is_said_to_be_taken(start, coordinator) -> None:
     _, log = second.communicate(timeout=15)
     assert second.returncode == 1
     assert "is another process using the port?" in log
+
+
+def test_a_stopping_gateway_waits_and_leaves_no_client_without_an_end(
+    start, demo_model, free_port
+) -> None:
+    """Without a coordinator a request waits for its placement: one signal waits, two end it."""
+    port = free_port()
+    process = start("gateway", "--port", str(port), "--model", str(demo_model))
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.RCVTIMEO, 15_000)
+        socket.connect(f"tcp://127.0.0.1:{port}")
+
+        def ask(label: str) -> dict:
+            message = msgpack.packb({"type": "Submit", "label": label, "prompt": 0})
+            socket.send_multipart([b"TDM\x01", message, b"def f"])
+            return msgpack.unpackb(socket.recv_multipart()[1])
+
+        accepted = ask("first")
+        assert accepted["type"] == "Accepted"
+        process.send_signal(signal.SIGTERM)
+        while (answer := ask("late"))["type"] == "Accepted":
+            pass  # the signal is still on its way
+        assert (answer["type"], answer["code"]) == ("Refused", "unavailable")
+        assert "stopping" in answer["message"]
+        process.send_signal(signal.SIGTERM)
+        done = msgpack.unpackb(socket.recv_multipart()[1])
+        assert (done["request_id"], done["code"]) == (accepted["request_id"], "unavailable")
+    _, log = process.communicate(timeout=15)
+    assert process.returncode == 0, log

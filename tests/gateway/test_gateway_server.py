@@ -198,9 +198,8 @@ def run_gateway(served_model, make_world) -> Callable[..., None]:
     async def stage(**settings) -> AsyncIterator[tuple[Cluster, Client]]:
         context = zmq.asyncio.Context()
         cluster = Cluster(context, make_world())
-        config = GatewayConfig(
-            model="unused", port=0, coordinator=cluster.address, name="gw", **settings
-        )
+        settings = {"model": "", "port": 0, "name": "gw", "drain_s": 0.0, **settings}
+        config = GatewayConfig(coordinator=cluster.address, **settings)
         stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
         gateway = asyncio.create_task(
             serve(config, served_model, stop=stop, on_ready=ready.set_result)

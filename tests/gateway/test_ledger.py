@@ -280,6 +280,16 @@ def test_nodes_are_told_how_much_of_the_deadline_is_left(world) -> None:
     assert {m.spec.deadline_s for _, m in world.to_nodes} == {6.0}
 
 
+def test_when_the_gateway_stops_every_request_has_an_end(world) -> None:
+    world.submit(1)
+    world.coordinate()
+    world.submit(2)
+    world.do(world.ledger.end_all(world.now))
+    assert [world.done(n).code for n in (1, 2)] == ["unavailable", "unavailable"]
+    assert world.cancels() == {("p0", 1), ("d0", 1)}
+    assert len(world.ledger) == 0
+
+
 def test_a_stop_string_cuts_text_and_tokens_and_cancels(world, expected) -> None:
     text = world.text(99)
     stop = text[2:4]
