@@ -7,8 +7,6 @@ A guest that calls `cancel` gets no `TransferFailed`.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 
 from kv_transfer.actions import (
     BulkEvent,
@@ -26,10 +24,10 @@ from kv_transfer.actions import (
     WriteFailed,
     WritePages,
 )
+from kv_transfer.departures import Departure, OutgoingPhase, explain_grant
 from tandem.frames import Blob
 from tandem.messages.common import ErrorCode, NodeRef
 from tandem.messages.handoff import (
-    ChunkSum,
     Commit,
     CommitAck,
     Drained,
@@ -44,43 +42,11 @@ from tandem.messages.handoff import (
 )
 from tandem.outbox import Outbox
 
+ANSWER_S = 10.0  # an owner answers each Reserve, repeated every 2 s at the most
+MAX_LISTENED_S = 1.0  # per tick: what came during a long step of ours is not yet handled after it
 BEAT_S = 1.0  # a progress report per second renews the grant's lease while the prompt computes
 MAX_CHUNKS = 2048  # what a Commit may list
 MAX_ENDED = 16_384  # keys under which nothing may ever be written again
-
-
-class OutgoingPhase(Enum):
-    """Where a live transfer is."""
-
-    RESERVING = "reserving"
-    WRITING = "writing"
-    COMMITTING = "committing"
-    STOPPING = "stopping"
-
-
-@dataclass(slots=True)
-class _Transfer:
-    key: TransferKey
-    owner: NodeRef
-    num_tokens: int
-    deadline: float | None
-    phase: OutgoingPhase = OutgoingPhase.RESERVING
-    grant_id: int = 0
-    target_pages: tuple[int, ...] = ()
-    num_skipped: int = 0  # leading source pages that the owner has in its cache
-    source_pages: tuple[int, ...] = ()  # complete so far, in prompt order
-    num_asked: int = 0  # positions of the grant whose writing was asked for
-    writing: dict[int, int] = field(default_factory=dict)  # first position -> pages
-    chunks: dict[int, ChunkSum] = field(default_factory=dict)
-    first_token: FirstToken | None = None
-    next_beat: float = 0.0
-    owner_lives: bool = True
-
-    @property
-    def is_written(self) -> bool:
-        """All pages are there and the first token is known: time to commit."""
-        done = self.num_asked == len(self.target_pages) and not self.writing
-        return done and self.first_token is not None
 
 
 class OutgoingTransfers:
@@ -92,12 +58,14 @@ class OutgoingTransfers:
 
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
-        self._live: dict[TransferKey, _Transfer] = {}
+        self._live: dict[TransferKey, Departure] = {}
         self._ended: OrderedDict[TransferKey, None] = OrderedDict()
         self._owners: dict[str, NodeRef] = {}
         # At most one message per key waits for an answer: Reserve, then Commit, or else Drained.
         self._outbox: Outbox[TransferKey, str] = Outbox()
         self._actions: list[OutgoingAction] = []
+        self._ticked_at: float | None = None
+        self._listened_s = 0.0
         self.num_ignored = 0
 
     def start(
@@ -124,7 +92,10 @@ class OutgoingTransfers:
             self._lose(owner.node_id, now)
         self._owners[owner.node_id] = owner
         deadline = None if deadline_s is None else now + deadline_s
-        self._live[key] = _Transfer(key, owner, num_tokens, deadline)
+        num_pages = -(-num_tokens // self._page_size)
+        self._live[key] = Departure(
+            key, owner, num_tokens, num_pages, deadline, heard_at=self._listened_s
+        )
         reserve = Reserve(
             request_id=key[0],
             attempt=key[1],
@@ -145,7 +116,7 @@ class OutgoingTransfers:
         if transfer is None or transfer.phase is OutgoingPhase.STOPPING:
             return self._take(now)  # it failed meanwhile; the guest was told
         assert len(source_pages) >= len(transfer.source_pages), "complete pages stay complete"
-        assert len(source_pages) <= self._num_pages(transfer), len(source_pages)
+        assert len(source_pages) <= transfer.num_pages, len(source_pages)
         transfer.source_pages = tuple(source_pages)
         self._advance(transfer, now)
         return self._take(now)
@@ -161,7 +132,7 @@ class OutgoingTransfers:
         transfer = self._live.get(key)
         if transfer is None or transfer.phase is OutgoingPhase.STOPPING:
             return self._take(now)
-        assert len(source_pages) == self._num_pages(transfer), len(source_pages)
+        assert len(source_pages) == transfer.num_pages, len(source_pages)
         transfer.first_token = first_token
         transfer.source_pages = tuple(source_pages)
         self._advance(transfer, now)
@@ -221,13 +192,19 @@ class OutgoingTransfers:
         return self._take(now)
 
     def tick(self, now: float) -> list[OutgoingAction]:
-        """Resends, deadlines and beats; call it a few times per second."""
+        """Resends, silence, deadlines and beats; call it a few times per second."""
+        since = now if self._ticked_at is None else self._ticked_at
+        self._listened_s += min(now - since, MAX_LISTENED_S)
+        self._ticked_at = now
         for transfer in list(self._live.values()):
             if transfer.phase is OutgoingPhase.STOPPING:
                 continue
             if transfer.deadline is not None and now >= transfer.deadline:
                 reason = f"the hand-off to {transfer.owner.node_id} did not end before the deadline"
                 self._fail(transfer, "deadline_exceeded", reason, now)
+            elif transfer.phase is OutgoingPhase.RESERVING:
+                if self._listened_s - transfer.heard_at >= ANSWER_S:
+                    self._fail_unanswered(transfer, now)
             elif transfer.phase is OutgoingPhase.WRITING and now >= transfer.next_beat:
                 self._beat(transfer, now)
         return self._take(now)
@@ -252,8 +229,9 @@ class OutgoingTransfers:
             self._remember_ended(key)
             self._tell_drained(owner_id, key, now)
 
-    def _answer(self, transfer: _Transfer, message: FromOwner, now: float) -> None:
+    def _answer(self, transfer: Departure, message: FromOwner, now: float) -> None:
         phase = transfer.phase
+        transfer.heard_at = self._listened_s
         match message:
             case ReserveQueued() if phase is OutgoingPhase.RESERVING:
                 # The Reserve stays in the outbox: asking again keeps its place alive.
@@ -276,25 +254,15 @@ class OutgoingTransfers:
             case _:
                 self.num_ignored += 1
 
-    def _accept(self, transfer: _Transfer, grant: Grant, now: float) -> None:
+    def _accept(self, transfer: Departure, grant: Grant, now: float) -> None:
         self._outbox.acknowledge(transfer.key)
+        problem = explain_grant(grant, transfer, self._page_size)
+        if problem is not None:
+            self._fail(transfer, "transfer_failed", problem, now)
+            return
+        transfer.grant_id = grant.grant_id
         transfer.num_skipped = grant.num_cached_tokens // self._page_size
         transfer.target_pages = tuple(grant.page_indices.array.tolist())
-        transfer.grant_id = grant.grant_id
-        wanted = self._num_pages(transfer) - transfer.num_skipped
-        is_sound = (
-            grant.num_cached_tokens % self._page_size == 0
-            and len(set(transfer.target_pages)) == len(transfer.target_pages) == wanted
-            and min(transfer.target_pages, default=0) >= 0
-        )
-        if not is_sound:
-            reason = (
-                f"{transfer.owner.node_id} granted {len(transfer.target_pages)} pages after "
-                f"{grant.num_cached_tokens} cached tokens for {transfer.num_tokens} tokens; "
-                f"pages here have {self._page_size}"
-            )
-            self._fail(transfer, "transfer_failed", reason, now)
-            return
         transfer.phase = OutgoingPhase.WRITING
         transfer.next_beat = now + BEAT_S
         self._actions.append(Granted(transfer.key))
@@ -302,7 +270,7 @@ class OutgoingTransfers:
 
     # --- steps of a transfer ---------------------------------------------------------------------
 
-    def _advance(self, transfer: _Transfer, now: float) -> None:
+    def _advance(self, transfer: Departure, now: float) -> None:
         """Write what can be written; commit when all of it is there."""
         if transfer.phase is not OutgoingPhase.WRITING:
             return
@@ -322,7 +290,7 @@ class OutgoingTransfers:
         if transfer.is_written:
             self._commit(transfer, now)
 
-    def _commit(self, transfer: _Transfer, now: float) -> None:
+    def _commit(self, transfer: Departure, now: float) -> None:
         assert transfer.first_token is not None
         transfer.phase = OutgoingPhase.COMMITTING
         commit = Commit(
@@ -338,7 +306,7 @@ class OutgoingTransfers:
         self._outbox.send(transfer.key, transfer.owner.node_id, commit, now)
         self._actions.append(SourceReleased(transfer.key))
 
-    def _beat(self, transfer: _Transfer, now: float) -> None:
+    def _beat(self, transfer: Departure, now: float) -> None:
         transfer.next_beat = now + BEAT_S
         progress = Progress(
             request_id=transfer.key[0],
@@ -348,11 +316,22 @@ class OutgoingTransfers:
         )
         self._actions.append(SendToOwner(transfer.owner, progress))
 
-    def _fail(self, transfer: _Transfer, code: ErrorCode, message: str, now: float) -> None:
+    def _fail(self, transfer: Departure, code: ErrorCode, message: str, now: float) -> None:
         self._actions.append(TransferFailed(transfer.key, code, message[:2000]))
         self._stop(transfer, now)
 
-    def _stop(self, transfer: _Transfer, now: float) -> None:
+    def _fail_unanswered(self, transfer: Departure, now: float) -> None:
+        owner = transfer.owner
+        reason = (
+            f"{owner.node_id} at {owner.control_address} does not answer: check --advertised-host "
+            "and the firewall"
+        )
+        # No Drained, which would be resent for good: a grant that we never heard of ends by its
+        # lease, and the Revoke that follows is answered.
+        transfer.owner_lives = False
+        self._fail(transfer, "node_failed", reason, now)
+
+    def _stop(self, transfer: Departure, now: float) -> None:
         """Write nothing more; the end comes when the last copy returned."""
         if transfer.phase is OutgoingPhase.STOPPING:
             return
@@ -363,7 +342,7 @@ class OutgoingTransfers:
         else:
             self._end(transfer, now)
 
-    def _end(self, transfer: _Transfer, now: float) -> None:
+    def _end(self, transfer: Departure, now: float) -> None:
         if transfer.phase is not OutgoingPhase.COMMITTING:
             self._actions.append(SourceReleased(transfer.key))
         del self._live[transfer.key]
@@ -379,9 +358,6 @@ class OutgoingTransfers:
                 transfer.owner_lives = False
                 if transfer.phase is not OutgoingPhase.STOPPING:
                     self._fail(transfer, "node_failed", f"lost the link to {owner_id}", now)
-
-    def _num_pages(self, transfer: _Transfer) -> int:
-        return -(-transfer.num_tokens // self._page_size)
 
     def _tell_drained(self, owner_id: str, key: TransferKey, now: float) -> None:
         self._outbox.send(key, owner_id, Drained(request_id=key[0], attempt=key[1]), now)

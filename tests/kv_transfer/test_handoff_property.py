@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from kv_transfer.actions import TransferKey
-from kv_transfer.outgoing import OutgoingPhase
+from kv_transfer.departures import OutgoingPhase
 from node.ledger import PageState
 from tandem.messages.handoff import Commit
 

@@ -18,7 +18,8 @@ from kv_transfer.actions import (
     WriteFailed,
     WritePages,
 )
-from kv_transfer.outgoing import MAX_CHUNKS, OutgoingPhase, OutgoingTransfers
+from kv_transfer.departures import OutgoingPhase
+from kv_transfer.outgoing import MAX_CHUNKS, OutgoingTransfers
 from tandem.frames import TokenIds
 from tandem.messages.common import NodeRef, PrefillReport
 from tandem.messages.handoff import (
@@ -287,21 +288,6 @@ def test_a_commit_is_repeated_until_acknowledged(transfers, committing) -> None:
     assert transfers.tick(60.0) == []
 
 
-def test_a_lost_peer_fails_after_its_copies_returned(transfers, writing) -> None:
-    failed, stop = transfers.peer_lost("d0", 0.3)
-    assert isinstance(failed, TransferFailed)
-    assert failed.code == "node_failed"
-    assert stop == StopWriting(KEY)
-    assert transfers.bulk_event(WriteFailed(KEY, 0, "stopped"), 0.4) == [SourceReleased(KEY)]
-    assert transfers.num_unacknowledged == 0
-    assert transfers.handle("d0", REVOKE, 9.0) == [DRAINED]  # it lived after all, and asks
-
-
-def test_a_peer_that_is_not_lost_is_untouched(transfers, writing) -> None:
-    assert transfers.peer_lost("d1", 0.3) == []
-    assert transfers.live() == {KEY: OutgoingPhase.WRITING}
-
-
 @pytest.mark.parametrize("computed", [0, 2])
 def test_the_deadline_ends_a_transfer(transfers, computed: int) -> None:
     start(transfers, deadline_s=3.0)
@@ -326,19 +312,6 @@ def test_repeated_stale_and_foreign_messages_are_counted(transfers, writing) -> 
     assert transfers.handle("d7", Revoke(request_id=b"u" * 16, attempt=1), 0.3) == []
     assert transfers.num_ignored == 7
     assert transfers.live() == {KEY: OutgoingPhase.WRITING}
-
-
-def test_a_higher_epoch_ends_the_transfers_of_the_lower(transfers, writing) -> None:
-    newer = NodeRef(node_id="d0", incarnation=2, epoch=4, control_address="tcp://d0")
-    other = (b"s" * 16, 1)
-    options = {"num_tokens": 4, "max_total_tokens": 4, "sequence": 6, "deadline_s": None}
-    actions = transfers.start(other, newer, **options, page_hashes=b"", now=0.3)
-    assert of_type(actions, TransferFailed)[0].key == KEY
-    assert sent(actions)[0].request_id == other[0]
-    stale = (b"t" * 16, 1)
-    failed, _ = transfers.start(stale, OWNER, **options, page_hashes=b"", now=0.4)
-    assert isinstance(failed, TransferFailed)
-    assert failed.code == "node_failed"
 
 
 def test_a_commit_never_lists_more_chunks_than_the_wire_takes(transfers) -> None:

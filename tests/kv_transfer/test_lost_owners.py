@@ -1,0 +1,139 @@
+"""The writer's machine and owners that are silent, restarted, known anew, or lost."""
+
+import pytest
+
+from kv_transfer.actions import (
+    FirstToken,
+    Granted,
+    OutgoingAction,
+    PagesWritten,
+    SendToOwner,
+    SourceReleased,
+    StopWriting,
+    TransferFailed,
+    WriteFailed,
+    WritePages,
+)
+from kv_transfer.departures import OutgoingPhase
+from kv_transfer.outgoing import ANSWER_S, OutgoingTransfers
+from tandem.frames import TokenIds
+from tandem.messages.common import NodeRef, PrefillReport
+from tandem.messages.handoff import (
+    ChunkSum,
+    Commit,
+    Drained,
+    Grant,
+    ReserveQueued,
+    Revoke,
+)
+
+KEY = (b"r" * 16, 1)
+IDS = {"request_id": KEY[0], "attempt": KEY[1]}
+OWNER = NodeRef(node_id="d0", incarnation=1, epoch=3, control_address="tcp://d0")
+REPORT = PrefillReport(
+    node_id="p0", started_after_s=0.0, first_token_after_s=0.1, num_cached_tokens=0
+)
+GRANT = Grant(**IDS, grant_id=9, page_indices=TokenIds([70, 71, 72]), num_cached_tokens=0)
+DRAINED = SendToOwner(OWNER, Drained(**IDS))
+REVOKE = Revoke(**IDS)
+
+
+def start(
+    transfers: OutgoingTransfers,
+    *,
+    key: tuple[bytes, int] = KEY,
+    owner: NodeRef = OWNER,
+    now: float = 0.0,
+) -> list[OutgoingAction]:
+    return transfers.start(
+        key,
+        owner,
+        num_tokens=10,
+        max_total_tokens=18,
+        sequence=5,
+        deadline_s=None,
+        page_hashes=b"h",
+        now=now,
+    )
+
+
+def of_type(actions: list[OutgoingAction], kind: type) -> list:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def sent(actions: list[OutgoingAction]) -> list:
+    return [action.message for action in actions if isinstance(action, SendToOwner)]
+
+
+def ticked(transfers: OutgoingTransfers, begin: float, end: float) -> list[OutgoingAction]:
+    """Everything that ticks from `begin` to before `end` do, four per second."""
+    times = [begin + i / 4 for i in range(int((end - begin) * 4))]
+    return [action for at in times for action in transfers.tick(at)]
+
+
+@pytest.fixture
+def transfers() -> OutgoingTransfers:
+    return OutgoingTransfers(4)
+
+
+@pytest.fixture
+def writing(transfers: OutgoingTransfers) -> WritePages:
+    """A granted transfer of three pages with all of them being written."""
+    start(transfers)
+    transfers.handle("d0", GRANT, 0.1)
+    first = FirstToken(42, None, REPORT)
+    (write,) = of_type(transfers.finish(KEY, [5, 6, 7], first, 0.2), WritePages)
+    return write
+
+
+@pytest.fixture
+def committing(transfers: OutgoingTransfers, writing: WritePages) -> Commit:
+    """The same, with everything written and the Commit sent."""
+    chunk = ChunkSum(first=0, num_pages=3, checksum=b"x" * 8)
+    (commit,) = sent(transfers.bulk_event(PagesWritten(KEY, chunk), 0.5))
+    return commit
+
+
+def test_an_owner_that_never_answers_is_named_with_its_address(transfers) -> None:
+    start(transfers)
+    assert of_type(ticked(transfers, 0.0, ANSWER_S), TransferFailed) == []
+    failed, released = transfers.tick(ANSWER_S)
+    assert failed == TransferFailed(
+        KEY,
+        "node_failed",
+        "d0 at tcp://d0 does not answer: check --advertised-host and the firewall",
+    )
+    assert released == SourceReleased(KEY)
+    assert (transfers.live(), transfers.num_unacknowledged) == ({}, 0)
+    assert transfers.handle("d0", GRANT, 30.0) == [DRAINED]  # it came very late
+
+
+def test_a_queued_reserve_waits_as_long_as_the_owner_answers(transfers) -> None:
+    start(transfers)
+    for begin in (0.0, 8.0, 16.0):
+        assert of_type(ticked(transfers, begin, begin + 8.0), TransferFailed) == []
+        transfers.handle("d0", ReserveQueued(**IDS), begin + 8.0)
+    assert of_type(ticked(transfers, 24.0, 34.5), TransferFailed)[0].code == "node_failed"
+
+
+def test_a_long_step_of_this_node_is_no_silence_of_the_owner(transfers) -> None:
+    """The tick right after the step precedes the messages that came meanwhile."""
+    start(transfers)
+    transfers.tick(0.1)
+    assert of_type(transfers.tick(60.0), TransferFailed) == []
+    assert transfers.handle("d0", GRANT, 60.0) == [Granted(KEY)]
+
+
+def test_a_lost_peer_fails_after_its_copies_returned(transfers, writing) -> None:
+    failed, stop = transfers.peer_lost("d0", 0.3)
+    assert isinstance(failed, TransferFailed)
+    assert failed.code == "node_failed"
+    assert stop == StopWriting(KEY)
+    assert transfers.bulk_event(WriteFailed(KEY, 0, "stopped"), 0.4) == [SourceReleased(KEY)]
+    assert transfers.num_unacknowledged == 0
+    assert transfers.handle("d0", REVOKE, 9.0) == [DRAINED]  # it lived after all, and asks
+
+
+def test_a_peer_that_is_not_lost_is_untouched(transfers, writing) -> None:
+    assert transfers.peer_lost("d1", 0.3) == []
+    assert transfers.live() == {KEY: OutgoingPhase.WRITING}
