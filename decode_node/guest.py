@@ -22,6 +22,9 @@ from tandem.messages import handoff
 from tandem.messages.common import DecodeReport, ErrorCode, FinishReason, NodeRef, TokenLogprobs
 from tandem.messages.serving import CommandAck, CommandRefused, Decode, Ending
 
+COMMAND_PATIENCE_S = 60.0
+MAX_FAILED = 1_000
+
 StartLocal = Callable[[Resident, float], None]
 
 
@@ -55,7 +58,9 @@ class DecodeGuest:
         self._transfers = transfers
         self._start_local = start_local
         self._entries: dict[RequestKey, Entry] = {}
-        self._arrived: dict[RequestKey, kv.Arrived] = {}  # KV that came before its command
+        # KV that came before its command, and when.
+        self._arrived: dict[RequestKey, tuple[kv.Arrived, float]] = {}
+        self._failed: dict[RequestKey, tuple[ErrorCode, str]] = {}  # before their command came
         self._attempts = Attempts()
 
     # --- commands and hand-offs -------------------------------------------------------------
@@ -73,6 +78,8 @@ class DecodeGuest:
         spec = message.spec
         key = (spec.request_id, spec.attempt)
         ack = CommandAck(command="decode", request_id=key[0], attempt=key[1])
+        if key in self._failed:
+            return [Reply(peer, _refusal(key, *self._failed.pop(key)))]
         if key in self._entries or self._attempts.is_closed(key):
             return [Reply(peer, ack)]
         page_size = self._state.identity.layout.page_size
@@ -83,21 +90,16 @@ class DecodeGuest:
         if message.prefill is None:
             self._start_local(resident, now)
         elif key in self._arrived:
-            self._join(self._arrived.pop(key), now)
+            self._join(self._arrived.pop(key)[0], now)
         return [Reply(peer, ack)]
 
     def _too_few_pages(self, resident: Resident) -> CommandRefused:
-        return CommandRefused(
-            command="decode",
-            request_id=resident.key[0],
-            attempt=resident.key[1],
-            code="too_few_pages",
-            message=(
-                f"{resident.max_total_tokens} tokens need {resident.num_final_pages} KV pages and "
-                f"the decode node has {self._state.ledger.num_pages}: shorten the prompt, lower "
-                "max_tokens, or start the node with more --num-pages"
-            ),
+        text = (
+            f"{resident.max_total_tokens} tokens need {resident.num_final_pages} KV pages and the "
+            f"decode node has {self._state.ledger.num_pages}: shorten the prompt, lower "
+            "max_tokens, or start the node with more --num-pages"
         )
+        return _refusal(resident.key, "too_few_pages", text)
 
     def answer(self, node_id: str, message: msgspec.Struct, now: float) -> list[NodeAction]:
         """Decode guests dial no node."""
@@ -133,16 +135,29 @@ class DecodeGuest:
 
     def _on_arrived(self, arrived: kv.Arrived, now: float) -> None:
         if self._attempts.is_closed(arrived.key):
-            self._state.ledger.unpromise(arrived.num_promised)
-            self._state.ledger.release(arrived.pages)
+            self._drop(arrived)
         elif arrived.key in self._entries:
             self._join(arrived, now)
         else:
-            self._arrived[arrived.key] = arrived
+            self._arrived[arrived.key] = (arrived, now)
+
+    def _drop(self, arrived: kv.Arrived) -> None:
+        self._state.ledger.unpromise(arrived.num_promised)
+        self._state.ledger.release(arrived.pages)
 
     def _join(self, arrived: kv.Arrived, now: float) -> None:
         entry = self._entries[arrived.key]
         resident = entry.resident
+        vocab_size = self._state.identity.model.vocab_size
+        if (
+            arrived.num_tokens != resident.num_tokens
+            or arrived.first_token.token_id >= vocab_size
+            or len(arrived.pages) + arrived.num_promised < resident.num_final_pages
+        ):
+            self._drop(arrived)
+            text = f"KV of {arrived.num_tokens} tokens came for {resident.num_tokens}"
+            self._fail(arrived.key, "transfer_failed", text, now)
+            return
         self._state.ledger.move(arrived.pages, PageState.ACTIVE)
         resident.add_pages(list(arrived.pages))
         resident.num_promised = arrived.num_promised
@@ -225,7 +240,10 @@ class DecodeGuest:
             self._finish(entry, reason, now)
 
     def tick(self, now: float) -> list[NodeAction]:
-        """Grant reserves that have waited for pages, resend what is due."""
+        """Grant reserves that have waited for pages, resend what is due, drop what nobody wants."""
+        for key in [k for k, (_, at) in self._arrived.items() if now - at > COMMAND_PATIENCE_S]:
+            self._attempts.close(key)
+            self._drop(self._arrived.pop(key)[0])
         return self._obey(self._transfers.tick(now), now)
 
     # --- ending -----------------------------------------------------------------------------
@@ -235,14 +253,21 @@ class DecodeGuest:
         self._attempts.close(key)
         actions = self._obey(self._transfers.cancel(key, now), now)
         for known in [k for k in self._arrived if k[0] == key[0] and k[1] <= key[1]]:
-            arrived = self._arrived.pop(known)
-            self._state.ledger.unpromise(arrived.num_promised)
-            self._state.ledger.release(arrived.pages)
+            self._drop(self._arrived.pop(known)[0])
         for known in [k for k in self._entries if k[0] == key[0] and k[1] <= key[1]]:
             entry = self._entries.pop(known)
             self._state.emitter.close(entry.resident.peer, known)
             if entry.phase is not Phase.EXPECTED:
                 self._release(entry)
+        return actions
+
+    def peer_lost(self, peer: bytes, now: float) -> list[NodeAction]:
+        """A gateway is silent: its requests end."""
+        lost = [key for key, entry in self._entries.items() if entry.resident.peer == peer]
+        actions: list[NodeAction] = []
+        for key in lost:
+            self._fail(key, "unavailable", "the gateway was silent for too long", now)
+            actions += self._obey(self._transfers.cancel(key, now), now)
         return actions
 
     def _finish(self, entry: Entry, reason: FinishReason, now: float) -> None:
@@ -252,6 +277,11 @@ class DecodeGuest:
     def _fail(self, key: RequestKey, code: ErrorCode, message: str, now: float) -> None:
         entry = self._entries.get(key)
         if entry is None:
+            if not self._attempts.is_closed(key):
+                self._failed[key] = (code, message)
+                self._attempts.close(key)
+                if len(self._failed) > MAX_FAILED:
+                    del self._failed[next(iter(self._failed))]
             return
         self._end(entry, "failed", now, code, message)
         if entry.phase is not Phase.EXPECTED:
@@ -301,3 +331,9 @@ class DecodeGuest:
     def num_requests(self) -> int:
         """Requests, KV without a command, and grants that are not over."""
         return len(self._entries) + len(self._arrived) + len(self._transfers.live())
+
+
+def _refusal(key: RequestKey, code: ErrorCode, message: str) -> CommandRefused:
+    return CommandRefused(
+        command="decode", request_id=key[0], attempt=key[1], code=code, message=message
+    )

@@ -37,6 +37,7 @@ from node.state import NodeIdentity, NodeState
 from prefill_node.guest import PrefillGuest
 from scheduling.batch_policies import make_batch_policy
 from scheduling.prefill_policies import FifoPrefill
+from tandem.codec import Decoder, ProtocolError, encode
 from tandem.config import load_config
 from tandem.messages.common import ModelIdentity
 from tandem.messages.membership import NodeHello, RoleWeights
@@ -81,6 +82,12 @@ class LoadProgress:
 
 def build_device(config: NodeConfig, node_id: str, incarnation: int) -> Device:
     """Load the model and allocate pages. ValueError with advice where something does not fit."""
+    is_host = config.device == "cpu"
+    if not (is_host or (config.prefill_weight and config.decode_weight)):
+        raise ValueError(
+            f"KV cannot be moved out of {config.device} memory yet: give this node both roles "
+            "(--prefill-weight 1 --decode-weight 1), or use --device cpu"
+        )
     folder = resolve_model(config.model)
     model_config = load_model_config(folder)
     started = time.perf_counter()
@@ -92,7 +99,6 @@ def build_device(config: NodeConfig, node_id: str, incarnation: int) -> Device:
         pools.append(SharedPool.create(num_bytes))
         return pools[0].buffer
 
-    is_host = config.device == "cpu"
     built = build_runner(
         folder,
         model_config,
@@ -186,6 +192,7 @@ async def serve(config: NodeConfig, device: Device, run_dir: Path) -> str | None
         node_id=identity.node_id,
         incarnation=identity.incarnation,
         offer=lambda event: steps.offer(event),
+        insist=lambda event: shell.insist(event),
     )
     membership = Membership(make_hello(config, device, address))
     shell = NodeShell(
@@ -195,7 +202,7 @@ async def serve(config: NodeConfig, device: Device, run_dir: Path) -> str | None
         compose_core(config, device), device.built.runner, post=shell.post, failed=shell.failed
     )
     shell.attach(steps)
-    exchange.start(lambda event: steps.offer(event))
+    exchange.start(lambda event: steps.offer(event), shell.failed)
     steps.start()
     try:
         return await run_until_stopped(config, shell, steps, address)
@@ -251,8 +258,8 @@ async def announce(joined: asyncio.Event, address: str, coordinator: str) -> Non
 
 
 def make_hello(config: NodeConfig, device: Device, address: str) -> NodeHello:
-    """What the coordinator must know of this node."""
-    return NodeHello(
+    """What the coordinator must know of this node. ValueError where it could not be read there."""
+    hello = NodeHello(
         node_id=device.identity.node_id,
         incarnation=device.identity.incarnation,
         control_address=address,
@@ -264,6 +271,14 @@ def make_hello(config: NodeConfig, device: Device, address: str) -> NodeHello:
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=config.device,
     )
+    try:
+        Decoder(NodeHello).decode(encode(hello))
+    except ProtocolError as error:
+        raise ValueError(
+            f"--name {hello.node_id!r} or --served-model-name {hello.model.served_name!r} has "
+            f"characters that names may not have: {error}"
+        ) from None
+    return hello
 
 
 def log_budget(device: Device) -> None:

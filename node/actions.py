@@ -23,12 +23,5 @@ class SendToNode:
     message: msgspec.Struct
 
 
-@dataclass(frozen=True, slots=True)
-class CloseLink:
-    """The other node is gone: close this node's link to it."""
-
-    node: NodeRef
-
-
 NodeAction = object
-"""Reply, SendToNode, CloseLink, or a bulk request that the composition root knows to execute."""
+"""Reply, SendToNode, or a bulk request that the composition root knows to execute."""

@@ -13,10 +13,12 @@ from node.guest import DecodeRole, PrefillRole
 from node.plan_check import check_plan
 from node.runner import SequenceStep, StepBatch, StepResult
 from node.state import NodeState
-from scheduling.views import BatchPolicy, NodeView, StepPlan
+from scheduling.views import BatchPolicy, NodeView, RequestKey, StepPlan
+from tandem.frames import TokenIds
 from tandem.messages import handoff, serving
 from tandem.messages.common import NodeRef
 from tandem.messages.membership import NodeLoad, RoleWeights
+from tandem.sampling import validate
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -54,13 +56,21 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewaySilent:
+    """A gateway has not been heard of; `is_dead` after which nothing is kept for it."""
+
+    peer: bytes
+    is_dead: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
     """The coordinator gave this node an epoch."""
 
     epoch: int
 
 
-Event = FromPeer | FromNode | FromBulk | NodeLost | Admitted
+Event = FromPeer | FromNode | FromBulk | NodeLost | GatewaySilent | Admitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +124,11 @@ class NodeCore:
                 return guest.bulk_event(bulk_event, now)
             case NodeLost(node, reason):
                 return self._prefill.node_lost(node, reason, now)
+            case GatewaySilent(peer, is_dead):
+                actions = self._prefill.peer_lost(peer, now) + self._decode.peer_lost(peer, now)
+                if is_dead:
+                    self._state.emitter.drop_peer(peer)
+                return actions
             case Admitted(epoch):
                 self._state.epoch = epoch
                 return []
@@ -124,15 +139,16 @@ class NodeCore:
                 refusal = self._refuse(message)
                 if refusal is not None:
                     return [Reply(peer, refusal)]
+                earlier = (message.spec.request_id, message.spec.attempt - 1)
+                actions = self._cancel(earlier, now) if earlier[1] else []
                 guest = self._prefill if isinstance(message, serving.Prefill) else self._decode
-                return guest.command(peer, message, now)
+                return actions + guest.command(peer, message, now)
             case serving.Cancel(request_id=request_id, attempt=attempt):
-                key = (request_id, attempt)
-                actions = self._prefill.cancel(key, now) + self._decode.cancel(key, now)
+                actions = self._cancel((request_id, attempt), now)
                 ack = serving.CommandAck(command="cancel", request_id=request_id, attempt=attempt)
                 return [*actions, Reply(peer, ack)]
             case serving.EmissionAck():
-                self._state.emitter.acknowledge(peer, message)
+                self._state.emitter.acknowledge(peer, message, now)
                 return []
             case handoff.Reserve() | handoff.Progress() | handoff.Commit() | handoff.Drained():
                 return self._decode.command(peer, message, now)
@@ -140,21 +156,36 @@ class NodeCore:
                 self.num_unexpected += 1
                 return []
 
+    def _cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
+        return self._prefill.cancel(key, now) + self._decode.cancel(key, now)
+
     def _refuse(self, command: serving.Prefill | serving.Decode) -> serving.CommandRefused | None:
         """Why this node cannot run the command; the gateway has checked the same before."""
         spec = command.spec
         model = self._state.identity.model
-        ids = spec.prompt_ids.array
-        max_tokens = spec.params.max_tokens
+        num_prompt, max_tokens = len(spec.prompt_ids), spec.params.max_tokens
         problem = None
-        if len(ids) == 0 or max_tokens is None or max_tokens < 1:
+        if num_prompt == 0 or max_tokens is None or max_tokens < 1:
             problem = "a command needs at least one prompt token and max_tokens of 1 or more"
-        elif ids.min() < 0 or ids.max() >= model.vocab_size:
-            problem = f"token ids must be below {model.vocab_size}"
         elif len(spec.output_ids) >= max_tokens:
             problem = f"{len(spec.output_ids)} tokens delivered, max_tokens is {max_tokens}"
-        elif len(ids) + max_tokens > model.max_model_len:
-            problem = f"{len(ids)} + {max_tokens} tokens exceed the context, {model.max_model_len}"
+        elif num_prompt + max_tokens > model.max_model_len:
+            problem = (
+                f"{num_prompt} + {max_tokens} tokens exceed the context, {model.max_model_len}"
+            )
+        elif not all(
+            _are_tokens(ids, model.vocab_size) for ids in (spec.prompt_ids, spec.output_ids)
+        ):
+            problem = f"token ids must be from 0 to {model.vocab_size - 1}"
+        elif isinstance(command, serving.Prefill) and self._is_me(command.decode.node_id):
+            problem = (
+                "a node hands nothing over to itself: place the request without a prefill node"
+            )
+        else:
+            try:
+                validate(spec.params, model.vocab_size, model.max_model_len)
+            except ValueError as error:
+                problem = str(error)
         if problem is None:
             return None
         return serving.CommandRefused(
@@ -162,8 +193,11 @@ class NodeCore:
             request_id=spec.request_id,
             attempt=spec.attempt,
             code="invalid_request",
-            message=problem,
+            message=problem[:1000],
         )
+
+    def _is_me(self, node_id: str) -> bool:
+        return node_id == self._state.identity.node_id
 
     def tick(self, now: float) -> list[NodeAction]:
         """Let guests start, resend and grant; send what was emitted."""
@@ -243,3 +277,7 @@ class NodeCore:
         emitter = self._state.emitter
         left = self._prefill.num_requests + self._decode.num_requests
         return left + emitter.num_unacknowledged == 0
+
+
+def _are_tokens(ids: TokenIds, vocab_size: int) -> bool:
+    return len(ids) == 0 or (ids.array.min() >= 0 and ids.array.max() < vocab_size)

@@ -11,6 +11,7 @@ from tandem.messages.common import PrefillReport, TokenLogprobs
 from tandem.messages.serving import Emission, EmissionAck, Ending, TokenDelta
 
 RESEND_AFTER_S = 0.5
+LONGEST_RESEND_S = 4.0
 # Half of the control frame's limit: a delta's size is estimated, not measured.
 MAX_MESSAGE_COST = 32_000
 
@@ -26,8 +27,10 @@ class _Stream:
     ending: Ending | None = None
     is_ending_sent: bool = False
     is_ending_taken: bool = False
+    is_finished: bool = False  # nothing more will be emitted here, and no ending either
     report: PrefillReport | None = None
-    sent_at: float = 0.0
+    waiting_since: float = 0.0  # when the oldest unacknowledged part was sent
+    resend_s: float = RESEND_AFTER_S
 
     @property
     def end(self) -> int:
@@ -69,6 +72,8 @@ class _Draft:
 
     def fill(self, key: RequestKey, stream: _Stream, now: float) -> None:
         """Move what fits of a stream's news into the message."""
+        if stream.sent == stream.base:
+            stream.waiting_since = now
         if stream.sent < stream.end:
             delta, cost = stream.take(key, MAX_MESSAGE_COST - self.cost)
             self.deltas.append(delta)
@@ -82,7 +87,6 @@ class _Draft:
             self.endings.append(ending)
             stream.is_ending_sent = True
             self.cost += 400 + 4 * len(ending.message or "")
-        stream.sent_at = now
 
 
 class Emitter:
@@ -124,7 +128,15 @@ class Emitter:
         self._stream(peer, key, ending.end_index).ending = ending
         self._fresh[(peer, key)] = None
 
-    def acknowledge(self, peer: bytes, ack: EmissionAck) -> None:
+    def finish(self, peer: bytes, key: RequestKey) -> None:
+        """Another node carries the attempt on: forget it once what was emitted is taken."""
+        stream = self._streams.get(peer, {}).get(key)
+        if stream is not None and stream.ending is None:
+            stream.is_finished = True
+            if not stream.ids:
+                self.close(peer, key)
+
+    def acknowledge(self, peer: bytes, ack: EmissionAck, now: float) -> None:
         """Forget what the gateway has."""
         streams = self._streams.get(peer, {})
         for taken in ack.taken:
@@ -134,13 +146,16 @@ class Emitter:
                 del stream.ids[:num_taken], stream.logprobs[:num_taken]
                 stream.base += num_taken
                 stream.sent = max(stream.sent, stream.base)
+                stream.waiting_since, stream.resend_s = now, RESEND_AFTER_S
         for key in ack.ended:
-            if key in streams:
+            # An ending that was not sent yet is news to whoever acknowledged what came before it.
+            if key in streams and (streams[key].ending is None or streams[key].is_ending_sent):
                 streams[key].is_ending_taken = True
         for key in [*((t.request_id, t.attempt) for t in ack.taken), *ack.ended]:
             stream = streams.get(key)
             # An ending may be known before tokens that were lost on the way: those stay.
-            if stream is not None and stream.is_ending_taken and not stream.ids:
+            is_over = stream is not None and (stream.is_ending_taken or stream.is_finished)
+            if is_over and stream is not None and not stream.ids:
                 self.close(peer, key)
         if not streams:
             self._streams.pop(peer, None)
@@ -200,7 +215,8 @@ class Emitter:
             for key, stream in streams.items():
                 is_unknown_end = stream.ending is not None and not stream.is_ending_taken
                 is_waiting = bool(stream.ids) or is_unknown_end
-                if is_waiting and not stream.has_news and now - stream.sent_at > RESEND_AFTER_S:
+                if is_waiting and now - stream.waiting_since > stream.resend_s:
                     stream.sent, stream.is_ending_sent = stream.base, False
+                    stream.resend_s = min(2 * stream.resend_s, LONGEST_RESEND_S)
                     self._fresh[(peer, key)] = None
                     self.num_resent += 1

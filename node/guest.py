@@ -33,6 +33,9 @@ class Guest(Protocol):
     def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
         """A node that this guest exchanges pages with is gone, or refused the exchange."""
 
+    def peer_lost(self, peer: bytes, now: float) -> list[NodeAction]:
+        """A gateway has been silent for too long: end what belongs to it."""
+
     def tick(self, now: float) -> list[NodeAction]:
         """Time has passed, or pages were freed: start what can start, resend what is due."""
 

@@ -95,15 +95,16 @@ class StepLoop:
             except queue.Empty:
                 break
             timeout_s = 0.0
+            self._is_idle = False  # until the next tick has looked
             actions += self._core.handle(event, time.monotonic())
         return actions
 
     def _step(self, actions: list[NodeAction]) -> bool:
         """Send what events asked for, then compute one step; False where there was none."""
         now = time.monotonic()
-        if actions or now >= self._next_tick_at:
+        is_tick = now >= self._next_tick_at
+        if actions or is_tick:
             actions += self._core.tick(now)
-            self._next_tick_at = now + TICK_S
         self._post(actions)
         step = self._core.plan(now)
         if step is not None:
@@ -112,6 +113,8 @@ class StepLoop:
             self._step_began_at = None
             now = time.monotonic()
             self._post(self._core.computed(step, result, now) + self._core.tick(now))
-        self._load = self._core.load(0.0)
-        self._is_idle = self._core.is_idle
+        if is_tick:
+            self._next_tick_at = now + TICK_S
+            self._load = self._core.load(0.0)
+            self._is_idle = self._core.is_idle
         return step is not None

@@ -4,6 +4,8 @@ Messages wait until the owner has welcomed the writer, and the pages' transport 
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,7 +19,10 @@ from tandem.messages.handoff import FromOwner, OwnerRefused, OwnerWelcome, Write
 from tandem.sockets import Link, peer_identity
 
 HELLO_S = 1.0
+GREETING_S = 3.0  # a link that is open is greeted too: the answer shows that the owner lives
+SILENT_S = 15.0
 MAX_WAITING = 10_000
+log = logging.getLogger("tandem.node")
 
 
 class PageExchange(Protocol):
@@ -28,6 +33,9 @@ class PageExchange(Protocol):
 
     def answer(self, writer: bytes, hello: WriterHello) -> msgspec.Struct:
         """How this node, as an owner, answers a writer."""
+
+    def is_admitted(self, writer: bytes) -> bool:
+        """Whether this node, as an owner, welcomed the writer."""
 
     def open_owner(self, welcome: OwnerWelcome) -> str | None:
         """The owner chose a transport: open it; an error text where that fails."""
@@ -48,6 +56,7 @@ class _Owner:
     link: Link[Any]
     task: asyncio.Task[None] | None = None
     is_open: bool = False
+    heard_at: float = field(default_factory=time.monotonic)
     waiting: list[msgspec.Struct] = field(default_factory=list)
 
 
@@ -62,11 +71,13 @@ class Owners:
         node_id: str,
         incarnation: int,
         offer: Callable[[Event], bool],
+        insist: Callable[[Event], None],
     ) -> None:
         self._context = context
         self._exchange = exchange
         self._identity = peer_identity("node", node_id, incarnation)
         self._offer = offer
+        self._insist = insist
         self._owners: dict[str, _Owner] = {}
         self.epoch = 0
 
@@ -94,7 +105,7 @@ class Owners:
             owner.task.cancel()
         owner.link.close()
         self._exchange.close_owner(node.node_id)
-        self._offer(NodeLost(owner.node, reason))
+        self._insist(NodeLost(owner.node, reason))
 
     def close_all(self) -> None:
         """Close every link."""
@@ -113,30 +124,42 @@ class Owners:
         greeting = asyncio.create_task(self._greet(owner))
         try:
             async for message in owner.link.messages():
+                owner.heard_at = time.monotonic()
                 if isinstance(message, OwnerWelcome):
-                    self._welcomed(owner, message)
+                    await self._welcomed(owner, message)
                 elif isinstance(message, OwnerRefused):
-                    self._offer(NodeLost(owner.node, message.reason))
-                    owner.waiting.clear()
+                    self._give_up(owner, message.reason)
                 else:
                     self._offer(FromNode(owner.node.node_id, message))
+        except Exception:  # one owner's link must not end without anybody knowing
+            log.exception("the link to %s failed", owner.node.node_id)
+            self.close(owner.node, "its link failed")
         finally:
             greeting.cancel()
 
     async def _greet(self, owner: _Owner) -> None:
-        while not owner.is_open:
+        while True:
             owner.link.send(self._exchange.hello(self.epoch))
-            await asyncio.sleep(HELLO_S)
+            await asyncio.sleep(GREETING_S if owner.is_open else HELLO_S)
+            silent_s = time.monotonic() - owner.heard_at
+            if silent_s > SILENT_S:
+                node = owner.node
+                self.close(node, f"{node.node_id} at {node.control_address} is silent")
+                return
 
-    def _welcomed(self, owner: _Owner, welcome: OwnerWelcome) -> None:
+    async def _welcomed(self, owner: _Owner, welcome: OwnerWelcome) -> None:
         if owner.is_open or welcome.incarnation != owner.node.incarnation:
             return  # a repeated welcome, or one of another process under the same address
-        problem = self._exchange.open_owner(welcome)
+        # Opening a mapping may wait for the owner; heartbeats must not.
+        problem = await asyncio.to_thread(self._exchange.open_owner, welcome)
         if problem is not None:
-            self._offer(NodeLost(owner.node, problem))
-            owner.waiting.clear()
+            self._give_up(owner, problem)
             return
         owner.is_open = True
         for message in owner.waiting:
             owner.link.send(message)
         owner.waiting.clear()
+
+    def _give_up(self, owner: _Owner, reason: str) -> None:
+        owner.waiting.clear()
+        self._insist(NodeLost(owner.node, reason))

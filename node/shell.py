@@ -10,8 +10,8 @@ from typing import Any
 
 import zmq.asyncio
 
-from node.actions import CloseLink, NodeAction, Reply, SendToNode
-from node.core import Admitted, Event, FromPeer
+from node.actions import NodeAction, Reply, SendToNode
+from node.core import Admitted, Event, FromPeer, GatewaySilent, NodeLost
 from node.loop import StepLoop
 from node.membership import Joined, Membership, TurnedAway
 from node.peers import Owners, PageExchange
@@ -22,6 +22,9 @@ from tandem.messages.serving import FromGatewayToNode, PeerBeat
 from tandem.sockets import Link, Server
 
 TICK_S = 0.1
+INSIST_S = 0.05
+GATEWAY_SILENT_S = 10.0
+GATEWAY_DEAD_S = 30.0
 log = logging.getLogger("tandem.node")
 
 
@@ -48,6 +51,9 @@ class NodeShell:
         self._event_loop = asyncio.get_running_loop()
         self._steps: StepLoop | None = None
         self._draining = False
+        self._gateways_heard_at: dict[bytes, float] = {}
+        self._silent: set[bytes] = set()
+        self.num_unwelcome = 0
         self.error: str | None = None
 
     def attach(self, steps: StepLoop) -> None:
@@ -58,7 +64,7 @@ class NodeShell:
         """Execute what the core asked for. Called by the step thread."""
         messages = []
         for action in actions:
-            if isinstance(action, Reply | SendToNode | CloseLink):
+            if isinstance(action, Reply | SendToNode):
                 messages.append(action)
             else:
                 self._exchange.submit(action)
@@ -69,15 +75,18 @@ class NodeShell:
         """The step thread died: the node is of no use any more. Called by the step thread."""
         self._event_loop.call_soon_threadsafe(self._stop, f"step failed: {error!r}")
 
-    def _send(self, actions: list[Reply | SendToNode | CloseLink]) -> None:
+    def _send(self, actions: list[Reply | SendToNode]) -> None:
         for action in actions:
-            match action:
-                case Reply(peer, message):
-                    self._server.send(peer, message)
-                case SendToNode(node, message):
-                    self._owners.send(node, message)
-                case CloseLink(node):
-                    self._owners.close(node, "closed")
+            try:
+                match action:
+                    case Reply(peer, message):
+                        self._server.send(peer, message)
+                    case SendToNode(node, message):
+                        self._owners.send(node, message)
+            except ValueError as error:  # over the limits, or an address that is none
+                log.error("cannot send a %s: %s", type(action.message).__name__, error)
+                if isinstance(action, SendToNode):
+                    self.insist(NodeLost(action.node, str(error)))
 
     def _stop(self, error: str | None) -> None:
         self.error = self.error or error
@@ -87,6 +96,12 @@ class NodeShell:
         assert self._steps is not None
         if not self._steps.offer(event):
             log.warning("event queue full, %s dropped; its sender resends", type(event).__name__)
+
+    def insist(self, event: Event) -> None:
+        """Offer an event that nobody would repeat until the queue takes it."""
+        assert self._steps is not None
+        if not self._steps.offer(event):
+            self._event_loop.call_later(INSIST_S, self.insist, event)
 
     async def run(self, joined: asyncio.Event) -> None:
         """Serve until stopped; `joined` is set at the first admission."""
@@ -127,8 +142,15 @@ class NodeShell:
                 log.warning("dropped a message of %r: %s", peer[:64], message)
             elif isinstance(message, WriterHello):
                 self._server.send(peer, self._exchange.answer(peer, message))
-            elif not isinstance(message, PeerBeat):
-                self._offer(FromPeer(peer, message))
+            elif isinstance(message, FromWriter):
+                if self._exchange.is_admitted(peer):
+                    self._offer(FromPeer(peer, message))
+                else:
+                    self.num_unwelcome += 1  # it greets, and asks again
+            else:
+                self._gateways_heard_at[peer] = time.monotonic()
+                if not isinstance(message, PeerBeat):
+                    self._offer(FromPeer(peer, message))
 
     async def _serve_coordinator(self, joined: asyncio.Event) -> None:
         async for message in self._coordinator.messages():
@@ -136,7 +158,7 @@ class NodeShell:
             if isinstance(outcome, Joined):
                 log.info("admitted under epoch %d", outcome.epoch)
                 self._owners.epoch = outcome.epoch
-                self._offer(Admitted(outcome.epoch))
+                self.insist(Admitted(outcome.epoch))
                 joined.set()
             elif isinstance(outcome, TurnedAway):
                 self._stop(f"the coordinator refused this node: {outcome.reason}")
@@ -149,7 +171,23 @@ class NodeShell:
             )
             if message is not None:
                 self._coordinator.send(message)
+            self._note_silent_gateways(time.monotonic())
             await asyncio.sleep(TICK_S)
+
+    def _note_silent_gateways(self, now: float) -> None:
+        """Gateways beat every second: the silent end, and are forgotten when silent for longer."""
+        for peer, heard_at in list(self._gateways_heard_at.items()):
+            is_dead = now - heard_at > GATEWAY_DEAD_S
+            if is_dead or (now - heard_at > GATEWAY_SILENT_S and peer not in self._silent):
+                log.warning(
+                    "gateway %s silent for %.0f s", peer.decode(errors="replace"), now - heard_at
+                )
+                self._silent.add(peer)
+                self.insist(GatewaySilent(peer, is_dead))
+            if is_dead:
+                del self._gateways_heard_at[peer]
+            if is_dead or now - heard_at <= GATEWAY_SILENT_S:
+                self._silent.discard(peer)
 
 
 PEER_MESSAGES = FromGatewayToNode | FromWriter

@@ -4,6 +4,7 @@ Order of claims for a remote prompt: its own pages first, then the owner's. Wher
 room the own pages are given back and the next prompt runs; the reserve stays queued there.
 """
 
+from bisect import insort
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -21,6 +22,8 @@ from scheduling.views import RequestKey, SequenceView
 from tandem.messages.common import ErrorCode, NodeRef, PrefillReport, TokenLogprobs
 from tandem.messages.handoff import FromOwner
 from tandem.messages.serving import CommandAck, Ending, Prefill
+
+GRANTED_PATIENCE_S = 5.0
 
 
 class LocalDecode(Protocol):
@@ -52,7 +55,7 @@ class Job:
     resident: Resident
     decode: NodeRef | None
     phase: Phase = Phase.QUEUED
-    is_reserved: bool = False
+    granted_at: float | None = None
     started_at: float | None = None
     first_token: kv.FirstToken | None = None
 
@@ -75,6 +78,7 @@ class PrefillGuest:
         self._lookahead_tokens = lookahead_tokens
         self._local = local
         self._jobs: dict[RequestKey, Job] = {}
+        self._queue: list[tuple[tuple[float, ...], RequestKey]] = []  # QUEUED jobs, sorted
         self._attempts = Attempts()
 
     # --- commands ---------------------------------------------------------------------------
@@ -87,13 +91,18 @@ class PrefillGuest:
         if key not in self._jobs and not self._attempts.is_closed(key):
             page_size = self._state.identity.layout.page_size
             resident = Resident(spec, peer=peer, now=now, page_size=page_size)
-            self._jobs[key] = Job(resident, message.decode)
+            self._enqueue(Job(resident, message.decode))
         ack = CommandAck(command="prefill", request_id=key[0], attempt=key[1])
         return [Reply(peer, ack)]
 
     def start_local(self, resident: Resident, now: float) -> None:
         """Compute a prompt for the decode guest of this node, without a transfer."""
-        self._jobs[resident.key] = Job(resident, None)
+        self._enqueue(Job(resident, None))
+
+    def _enqueue(self, job: Job) -> None:
+        key = job.resident.key
+        self._jobs[key] = job
+        insort(self._queue, (self._policy.key(job.resident.view()), key))
 
     def cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
         """End this attempt and earlier ones, known or not yet known."""
@@ -102,6 +111,18 @@ class PrefillGuest:
         for known in [k for k in self._jobs if k[0] == key[0] and k[1] <= key[1]]:
             job = self._jobs[known]
             self._state.emitter.close(job.resident.peer, known)
+            actions += self._end(job, now)
+        # A committed transfer outlives its job until the owner has answered.
+        for known in [k for k in self._transfers.live() if k[0] == key[0] and k[1] <= key[1]]:
+            actions += self._obey(self._transfers.cancel(known, now), now)
+        return actions
+
+    def peer_lost(self, peer: bytes, now: float) -> list[NodeAction]:
+        """A gateway is silent: its prompts are of no use."""
+        actions: list[NodeAction] = []
+        for job in [j for j in self._jobs.values() if j.resident.peer == peer]:
+            if job.phase is not Phase.CLOSING and job.decode is not None:
+                self._emit_end(job, "unavailable", "the gateway was silent for too long", now)
             actions += self._end(job, now)
         return actions
 
@@ -119,7 +140,7 @@ class PrefillGuest:
 
     def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
         """An owner is gone: its transfers fail."""
-        return self._obey(self._transfers.peer_lost(node.node_id, now), now)
+        return self._obey(self._transfers.peer_lost(node.node_id, now, reason=reason), now)
 
     def _obey(self, wanted: list[kv.OutgoingAction], now: float) -> list[NodeAction]:
         actions: list[NodeAction] = []
@@ -128,7 +149,7 @@ class PrefillGuest:
                 case kv.SendToOwner(owner, message):
                     actions.append(SendToNode(owner, message))
                 case kv.Granted(key):
-                    self._on_granted(key)
+                    self._on_granted(key, now)
                 case kv.Parked(key):
                     self._on_parked(key)
                 case kv.SourceReleased(key):
@@ -141,11 +162,12 @@ class PrefillGuest:
                     actions.append(action)
         return actions
 
-    def _on_granted(self, key: RequestKey) -> None:
+    def _on_granted(self, key: RequestKey, now: float) -> None:
         job = self._jobs.get(key)
         if job is not None and job.phase in (Phase.RESERVING, Phase.PARKED):
             has_pages = job.phase is Phase.RESERVING
             job.phase = Phase.RUNNABLE if has_pages else Phase.GRANTED
+            job.granted_at = now
 
     def _on_parked(self, key: RequestKey) -> None:
         job = self._jobs.get(key)
@@ -157,6 +179,7 @@ class PrefillGuest:
         job = self._jobs.pop(key, None)
         if job is not None:
             self._state.give_back(job.resident)
+            self._state.emitter.finish(job.resident.peer, key)
             self._attempts.close(key)
 
     def _on_failed(self, key: RequestKey, code: ErrorCode, message: str, now: float) -> None:
@@ -175,11 +198,29 @@ class PrefillGuest:
             for job in self._jobs.values()
             if job.phase in (Phase.RESERVING, Phase.RUNNABLE)
         )
-        for job in self._in_order(Phase.GRANTED) + self._in_order(Phase.QUEUED):
-            if num_tokens >= self._lookahead_tokens or not self._claim_pages(job):
-                break
+        granted = self._in_order(Phase.GRANTED)
+        for job in granted:
+            if not self._claim_pages(job):
+                return actions + self._give_up_stuck(granted, now)
             num_tokens += job.resident.num_tokens - job.resident.num_computed
             actions += self._start(job, now)
+        while self._queue and num_tokens < self._lookahead_tokens:
+            job = self._jobs[self._queue[0][1]]
+            if not self._claim_pages(job):
+                break
+            self._queue.pop(0)
+            num_tokens += job.resident.num_tokens - job.resident.num_computed
+            actions += self._start(job, now)
+        return actions
+
+    def _give_up_stuck(self, granted: list[Job], now: float) -> list[NodeAction]:
+        """Two nodes that prefill for each other could hold each other's last pages for ever."""
+        actions: list[NodeAction] = []
+        for job in granted:
+            if now - (job.granted_at or now) > GRANTED_PATIENCE_S:
+                text = "no pages became free on the prefill node for a prompt with room to decode"
+                self._emit_end(job, "overloaded", text, now)
+                actions += self._end(job, now)
         return actions
 
     def _in_order(self, phase: Phase) -> list[Job]:
@@ -310,6 +351,8 @@ class PrefillGuest:
         if job.phase is Phase.CLOSING:
             return []
         is_known_to_owner = job.phase is not Phase.QUEUED and job.decode is not None
+        if job.phase is Phase.QUEUED:
+            self._queue = [entry for entry in self._queue if entry[1] != key]
         job.phase = Phase.CLOSING
         if is_known_to_owner:
             return self._obey(self._transfers.cancel(key, now), now)
@@ -320,7 +363,8 @@ class PrefillGuest:
     @property
     def num_requests(self) -> int:
         """Jobs and transfers not yet over."""
-        return max(len(self._jobs), len(self._transfers.live()))
+        transfers = self._transfers
+        return max(len(self._jobs), len(transfers.live()), transfers.num_unacknowledged)
 
     def num_waiting(self) -> tuple[int, int]:
         """Prompts not yet computed, and their tokens to compute."""

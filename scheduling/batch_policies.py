@@ -85,8 +85,10 @@ class StaticPolicy:
         return tuple(oldest_first(view.waiting)[: view.max_num_seqs]), None
 
     def _padding(self, running: tuple[SequenceView, ...]) -> tuple[int, ...]:
-        for key in self._batch:
-            self._batch[key] += 1  # a dead row's context grows with the batch
+        # A dead row's context grows with the batch, up to where the longest member may end.
+        longest = max((s.max_total_tokens for s in running), default=0)
+        for key, context in self._batch.items():
+            self._batch[key] = max(context, min(context + 1, longest))
         for sequence in running:
             self._batch[sequence.key] = sequence.num_tokens
         alive = {s.key for s in running}

@@ -70,12 +70,12 @@ def test_lossy_network_delivers_everything_and_leaves_nothing() -> None:
             if rng.random() < 0.6:
                 ack = sink.take(emission)
                 if rng.random() < 0.6:
-                    emitter.acknowledge(PEER, ack)
+                    emitter.acknowledge(PEER, ack, now)
     for _ in range(60):
         now += RESEND_AFTER_S
         for _, emission in emitter.flush(1, now):
             if rng.random() < 0.6:
-                emitter.acknowledge(PEER, sink.take(emission))
+                emitter.acknowledge(PEER, sink.take(emission), now)
     assert emitter.num_unacknowledged == 0
     assert emitter.num_resent > 0
     for n in range(4):
@@ -94,10 +94,44 @@ def test_long_backlogs_are_cut_into_messages_within_the_frame_limit() -> None:
     assert all(len(encode(m)[1]) <= MAX_CONTROL_BYTES for m in messages)
     for message in messages:
         ack = sink.take(message)
-    emitter.acknowledge(PEER, ack)
+    emitter.acknowledge(PEER, ack, 0.0)
     assert len(sink.tokens[key(1)]) == 600
     assert emitter.num_unacknowledged == 0
     assert MAX_MESSAGE_COST < MAX_CONTROL_BYTES
+
+
+def test_a_lost_message_is_resent_while_the_stream_goes_on() -> None:
+    emitter, sink, now = Emitter("n", 1), Sink(), 0.0
+    for index in range(100):
+        now += 0.05
+        emitter.token(PEER, key(1), index, index, None)
+        for _, emission in emitter.flush(1, now):
+            if index != 5:
+                emitter.acknowledge(PEER, sink.take(emission), now)
+    assert set(range(90)) <= set(sink.tokens[key(1)])
+    assert emitter.num_resent >= 1
+
+
+def test_an_ending_is_not_lost_to_an_acknowledgement_that_crossed_it() -> None:
+    emitter = Emitter("n", 1)
+    emitter.token(PEER, key(1), 0, 5, None)
+    emitter.flush(1, 0.0)
+    emitter.end(PEER, ending(1, 1))
+    taken = TokensTaken(request_id=key(1)[0], attempt=1, next_index=1)
+    emitter.acknowledge(PEER, EmissionAck(taken=(taken,), ended=(key(1),)), 0.1)
+    assert [e.end_index for _, m in emitter.flush(1, 0.2) for e in m.endings] == [1]
+
+
+def test_a_finished_stream_goes_once_its_tokens_are_taken() -> None:
+    emitter = Emitter("n", 1)
+    emitter.token(PEER, key(1), 0, 5, None)
+    emitter.flush(1, 0.0)
+    emitter.finish(PEER, key(1))
+    assert emitter.num_unacknowledged == 1
+    taken = TokensTaken(request_id=key(1)[0], attempt=1, next_index=1)
+    emitter.acknowledge(PEER, EmissionAck(taken=(taken,), ended=()), 0.1)
+    assert emitter.num_unacknowledged == 0
+    assert emitter.flush(1, 99.0) == []
 
 
 def test_closed_attempts_and_dead_gateways_are_forgotten() -> None:

@@ -73,6 +73,15 @@ def test_static_keeps_or_drops_the_rows_of_ended_requests(keep: bool) -> None:
     assert policy.plan(view(waiting=[sequence(8)])).padding_contexts == ()
 
 
+def test_dead_rows_do_not_outgrow_the_longest_member() -> None:
+    policy = StaticPolicy(keep_finished_rows=True)
+    policy.plan(view(waiting=[sequence(n, num_tokens=11) for n in range(4)]))
+    plan = StepPlan()
+    for num_tokens in range(12, 400):
+        plan = policy.plan(view(running=[sequence(0, num_tokens=num_tokens)]))
+    assert plan.padding_contexts == (100, 100, 100)
+
+
 keys = st.integers(0, 9).map(lambda n: (n.to_bytes(16, "big"), 1))
 
 
