@@ -82,14 +82,17 @@ class OutgoingTransfers:
     ) -> list[OutgoingAction]:
         """Ask `owner` for pages for `num_tokens` tokens. Each attempt is started once."""
         assert key not in self._live, key
-        known = self._owners.get(owner.node_id)
-        if key in self._ended or (known is not None and known.epoch > owner.epoch):
+        known = self._owners.get(owner.node_id, owner)
+        is_same = known.incarnation == owner.incarnation
+        if key in self._ended or (not is_same and known.epoch > owner.epoch):
             code: ErrorCode = "cancelled" if key in self._ended else "node_failed"
             reason = f"{owner.node_id} at epoch {owner.epoch} takes nothing more for this attempt"
             self._actions += [TransferFailed(key, code, reason), SourceReleased(key)]
             return self._take(now)
-        if known is not None and known.epoch < owner.epoch:
-            self._lose(owner.node_id, now)
+        if not is_same:
+            self._lose(owner.node_id, "another process took its place", now)
+        elif known.epoch > owner.epoch:
+            owner = known  # the same process, admitted anew since: after a coordinator's restart
         self._owners[owner.node_id] = owner
         deadline = None if deadline_s is None else now + deadline_s
         num_pages = -(-num_tokens // self._page_size)
@@ -186,9 +189,22 @@ class OutgoingTransfers:
             self._fail(transfer, "transfer_failed", event.reason, now)
         return self._take(now)
 
-    def peer_lost(self, owner_id: str, now: float) -> list[OutgoingAction]:
-        """The link to a node is down or its epoch replaced: its transfers cannot end well."""
-        self._lose(owner_id, now)
+    def peer_lost(
+        self,
+        owner_id: str,
+        now: float,
+        reason: str | None = None,
+        *,
+        incarnation: int | None = None,
+    ) -> list[OutgoingAction]:
+        """The link to a node is given up: its transfers fail, for `reason`; nothing is resent.
+
+        With `incarnation`, only where that process is still the one that transfers go to: the loss
+        of a predecessor is heard of after its successor was met.
+        """
+        known = self._owners.get(owner_id)
+        if known is None or incarnation in (None, known.incarnation):
+            self._lose(owner_id, reason or "the link broke", now)
         return self._take(now)
 
     def tick(self, now: float) -> list[OutgoingAction]:
@@ -350,14 +366,14 @@ class OutgoingTransfers:
         if transfer.owner_lives:
             self._tell_drained(transfer.owner.node_id, transfer.key, now)
 
-    def _lose(self, owner_id: str, now: float) -> None:
+    def _lose(self, owner_id: str, reason: str, now: float) -> None:
         """Should the owner live after all, it asks by Revoke and is told Drained then."""
         self._outbox.drop_destination(owner_id)
         for transfer in list(self._live.values()):
             if transfer.owner.node_id == owner_id and transfer.owner_lives:
                 transfer.owner_lives = False
                 if transfer.phase is not OutgoingPhase.STOPPING:
-                    self._fail(transfer, "node_failed", f"lost the link to {owner_id}", now)
+                    self._fail(transfer, "node_failed", f"lost {owner_id}: {reason}", now)
 
     def _tell_drained(self, owner_id: str, key: TransferKey, now: float) -> None:
         self._outbox.send(key, owner_id, Drained(request_id=key[0], attempt=key[1]), now)

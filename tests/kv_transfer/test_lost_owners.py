@@ -1,5 +1,6 @@
 """The writer's machine and owners that are silent, restarted, known anew, or lost."""
 
+import msgspec
 import pytest
 
 from kv_transfer.actions import (
@@ -21,13 +22,16 @@ from tandem.messages.common import NodeRef, PrefillReport
 from tandem.messages.handoff import (
     ChunkSum,
     Commit,
+    CommitAck,
     Drained,
+    DrainedAck,
     Grant,
+    Reserve,
     ReserveQueued,
     Revoke,
 )
 
-KEY = (b"r" * 16, 1)
+KEY, OTHER = (b"r" * 16, 1), (b"s" * 16, 1)
 IDS = {"request_id": KEY[0], "attempt": KEY[1]}
 OWNER = NodeRef(node_id="d0", incarnation=1, epoch=3, control_address="tcp://d0")
 REPORT = PrefillReport(
@@ -137,3 +141,66 @@ def test_a_lost_peer_fails_after_its_copies_returned(transfers, writing) -> None
 def test_a_peer_that_is_not_lost_is_untouched(transfers, writing) -> None:
     assert transfers.peer_lost("d1", 0.3) == []
     assert transfers.live() == {KEY: OutgoingPhase.WRITING}
+
+
+def test_another_process_under_the_name_ends_the_transfers_of_the_former(
+    transfers, writing: WritePages
+) -> None:
+    newer = msgspec.structs.replace(OWNER, incarnation=2, epoch=4)
+    actions = start(transfers, key=OTHER, owner=newer, now=0.3)
+    (failed,) = of_type(actions, TransferFailed)
+    assert (failed.key, failed.code) == (KEY, "node_failed")
+    assert "another process took its place" in failed.message
+    (reserve,) = of_type(actions, SendToOwner)
+    assert (reserve.owner, reserve.message.request_id) == (newer, OTHER[0])
+    failed, released = start(transfers, key=(b"t" * 16, 1), now=0.4)
+    assert (failed.code, released) == ("node_failed", SourceReleased((b"t" * 16, 1)))
+
+
+@pytest.mark.parametrize("epoch", [2, 4])
+def test_another_epoch_of_the_same_process_ends_nothing(
+    transfers, writing: WritePages, epoch: int
+) -> None:
+    """A restarted coordinator gives new epochs; commands that name the old one may come late."""
+    named = msgspec.structs.replace(OWNER, epoch=epoch)
+    (reserve,) = start(transfers, key=OTHER, owner=named, now=0.3)
+    assert isinstance(reserve.message, Reserve)
+    assert reserve.owner.epoch == max(epoch, OWNER.epoch)
+    assert transfers.live() == {KEY: OutgoingPhase.WRITING, OTHER: OutgoingPhase.RESERVING}
+
+
+def test_the_loss_of_a_predecessor_is_heard_of_late(transfers) -> None:
+    start(transfers, owner=msgspec.structs.replace(OWNER, incarnation=2))
+    assert transfers.peer_lost("d0", 0.1, "gone", incarnation=1) == []
+    assert transfers.live() == {KEY: OutgoingPhase.RESERVING}
+    failed, released = transfers.peer_lost("d0", 0.1, "gone", incarnation=2)
+    assert (failed.message, released) == ("lost d0: gone", SourceReleased(KEY))
+
+
+def test_a_commit_to_a_lost_owner_ends_once_and_is_not_resent(transfers, committing) -> None:
+    assert transfers.num_unacknowledged == 1
+    actions = transfers.peer_lost("d0", 0.6, "its lease ran out")
+    assert actions == [TransferFailed(KEY, "node_failed", "lost d0: its lease ran out")]
+    assert (transfers.live(), transfers.num_unacknowledged) == ({}, 0)
+    assert transfers.peer_lost("d0", 0.7) == []
+    assert transfers.handle("d0", CommitAck(**IDS, grant_id=9), 0.8) == []
+    assert ticked(transfers, 0.8, 30.0) == []
+
+
+def test_drained_to_a_lost_owner_is_not_resent(transfers, committing) -> None:
+    assert transfers.cancel(KEY, 0.6) == [DRAINED]
+    assert transfers.peer_lost("d0", 0.7) == []
+    assert transfers.num_unacknowledged == 0
+    assert ticked(transfers, 0.7, 30.0) == []
+
+
+def test_a_cancelled_commit_is_resent_no_more_and_drained_is_until_answered(
+    transfers, committing
+) -> None:
+    assert transfers.cancel(KEY, 0.6) == [DRAINED]
+    assert transfers.live() == {}
+    resent = ticked(transfers, 0.7, 6.0)
+    assert len(resent) > 2
+    assert set(map(str, resent)) == {str(DRAINED)}
+    assert transfers.handle("d0", DrainedAck(**IDS), 6.0) == []
+    assert ticked(transfers, 6.0, 30.0) == []
