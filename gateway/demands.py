@@ -60,6 +60,13 @@ class Demands:
         key = (answer.command, answer.request_id, answer.attempt, node.node_id)
         self._outbox.acknowledge(key)
 
+    def unanswered(self, request: LiveRequest) -> NodeRef | None:
+        """A node that has not answered its command of the current attempt."""
+        for node in () if request.attempt is None else request.attempt.nodes:
+            if any(_key(kind, request, node) in self._outbox for kind in ("prefill", "decode")):
+                return node
+        return None
+
     def stop(self, request: LiveRequest, now: float, nodes: Iterable[NodeRef]) -> None:
         """Withdraw all that the attempt asks for, and cancel it on those of `nodes` that live."""
         self.is_answered(request)

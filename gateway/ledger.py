@@ -37,6 +37,8 @@ MAX_ATTEMPTS = 3
 PLACE_TIMEOUT_S = 30.0
 # A request that lost its nodes waits this long for new ones before it fails.
 FAIL_OVER_WAIT_S = 30.0
+# Nodes answer commands on arrival, and commands are resent every 2 s: some five were lost.
+ANSWER_TIMEOUT_S = 10.0
 
 # Another attempt could end otherwise; every other refusal would repeat itself.
 RETRYABLE: frozenset[ErrorCode] = frozenset(
@@ -158,6 +160,8 @@ class Ledger:
                 self._end(request, End("failed", code="deadline_exceeded", message=text), now)
             elif request.state is RequestState.PLACING:
                 self._check_placing(request, now)
+            elif request.state is not RequestState.DECODING:
+                self._check_answers(request, now)
         return self._flush(now)
 
     def _flush(self, now: float) -> list[Action]:
@@ -214,12 +218,16 @@ class Ledger:
     def _check_placing(self, request: LiveRequest, now: float) -> None:
         if now < request.asked_at + PLACE_TIMEOUT_S:
             return
-        text = (
-            f"no coordinator has answered for {PLACE_TIMEOUT_S:g} s: start one with "
-            "scripts/launch_coordinator, or check the gateway's --coordinator address"
-        )
-        end = End("failed", code="unavailable", message=text, retry_after_s=5.0)
-        self._end(request, end, now)
+        self._end(request, wording.no_coordinator(PLACE_TIMEOUT_S), now)
+
+    def _check_answers(self, request: LiveRequest, now: float) -> None:
+        """A node may be heard by the coordinator and still be out of this gateway's reach."""
+        if request.attempt is None or now <= request.attempt.sent + ANSWER_TIMEOUT_S:
+            return
+        node = self._demands.unanswered(request)
+        if node is not None:
+            text = wording.unreachable(node, ANSWER_TIMEOUT_S)
+            self._fail_attempt(request, "node_failed", text, now)
 
     # --- tokens -----------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gateway.request import End, LiveRequest
 from gateway.token_stream import Token
 from tandem.messages.client import Accepted, Done, Output
-from tandem.messages.common import FinishReason
+from tandem.messages.common import FinishReason, NodeRef
 from tandem.messages.placement import RequestEnded
 
 MAX_OUTPUT_TOKENS = 64  # with 20 log-probabilities each about 20 KiB of the 64 that are allowed
@@ -72,6 +72,23 @@ def ended(
         ttft_ms=None if ttft_s is None else ttft_s * 1e3,
         tpot_ms=None if tpot_s is None else tpot_s * 1e3,
         num_output_tokens=request.stream.next_index,
+    )
+
+
+def no_coordinator(waited_s: float) -> End:
+    """Nobody answered the question for nodes."""
+    text = (
+        f"no coordinator has answered for {waited_s:g} s: start one with "
+        "scripts/launch_coordinator, or check the gateway's --coordinator address"
+    )
+    return End("failed", code="unavailable", message=text, retry_after_s=5.0)
+
+
+def unreachable(node: NodeRef, waited_s: float) -> str:
+    """The coordinator hears the node, this gateway does not."""
+    return (
+        f"node {node.node_id} has not answered at {node.control_address} for {waited_s:g} s: check "
+        "that its --advertised-host can be reached from the gateway, and the firewall between them"
     )
 
 

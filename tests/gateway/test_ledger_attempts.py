@@ -216,3 +216,45 @@ def test_late_answers_of_the_coordinator_are_dropped(world) -> None:
     world.hear(world.placed(msgspec.structs.replace(place, attempt=2)))
     assert len(world.to_nodes) == num_sent
     assert len(world.ledger) == 1
+
+
+@pytest.mark.parametrize("silent", ["p0", "d0"])
+def test_a_node_out_of_reach_costs_the_attempt_and_the_client_reads_why(world, silent) -> None:
+    """The coordinator hears the node; nothing that this gateway sends to it arrives."""
+    world.submit()
+    address = world.nodes[silent].ref.control_address
+    for attempt in (1, 2, 3):
+        assert world.question().attempt == attempt
+        world.coordinate()
+        for seconds in (0, 5, 4.9):
+            world.tick(seconds)
+            world.to_nodes = [(r, m) for r, m in world.to_nodes if r.node_id != silent]
+            world.deliver()
+        assert world.to_coordinator == []
+        world.tick(0.2)
+    done = world.done()
+    assert (done.code, done.timeline.num_attempts) == ("node_failed", 3)
+    assert f"node {silent} has not answered at {address} for 10 s" in done.message
+    assert "--advertised-host" in done.message
+    assert "firewall" in done.message
+
+
+def test_nodes_that_answered_may_take_their_time(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.deliver()
+    world.tick(60)
+    assert world.to_coordinator == []
+    assert len(world.ledger) == 1
+
+
+def test_an_answer_that_comes_late_but_in_time_is_enough(world, expected) -> None:
+    world.submit()
+    world.coordinate()
+    world.to_nodes.clear()
+    world.tick(9.5)
+    world.deliver()
+    world.tick(1)
+    world.run(12)
+    assert world.ids() == expected
+    assert world.done().timeline.num_attempts == 1
