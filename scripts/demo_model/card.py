@@ -2,8 +2,6 @@
 
 import math
 import platform
-import shutil
-import sysconfig
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 from scripts.demo_model.quality import SHORT_TOKENS, Quality
 from scripts.demo_model.training import Plan
 
-LIBRARY_LICENCE = "LICENSE-python.txt"
 FRONT_MATTER = """---
 language: code
 license: other
@@ -42,10 +39,7 @@ class Facts:
 
 
 def write_card(folder: Path, facts: Facts, plan: Plan) -> None:
-    """Writes README.md, and beside it the licence of the library the model was trained on."""
-    licence = Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"
-    if licence.exists():
-        shutil.copyfile(licence, folder / LIBRARY_LICENCE)
+    """Writes README.md into the model's folder."""
     text = _head(facts) + _training(facts, plan) + _answers(facts)
     (folder / "README.md").write_text(text)
 
@@ -75,8 +69,8 @@ def _training(facts: Facts, plan: Plan) -> str:
         tests. One document is one top-level function or class with its decorators and comments,
         duplicates dropped: {facts.num_documents:,} documents, {facts.num_corpus_tokens:,} tokens.
         Held out: {facts.num_held_out} more documents (2 %, chosen by a hash of their text).""",
-        f"""Licence of the data: the [PSF licence](https://docs.python.org/3/license.html), version
-        2, and those of the parts it names, see `{LIBRARY_LICENCE}`. The model can repeat passages
+        """Licence of the data: the [PSF licence](https://docs.python.org/3/license.html), version
+        2, and those of the parts that Python's `LICENSE` file names. The model can repeat passages
         of the library, so that licence goes with it.""",
         f"""Run: {plan.steps:,} steps of {plan.batch_tokens:,} tokens, in all
         {facts.num_trained_tokens / 1e6:.1f} million tokens or {num_epochs:.1f} epochs, in
