@@ -174,7 +174,7 @@ class Ledger:
 
     def _ask_placement(self, request: LiveRequest, now: float) -> None:
         request.enter(RequestState.PLACING)
-        request.asked_at = now
+        request.asked_at, request.refused = now, None
         self._demands.ask_placement(request, now)
 
     def _placing(self, message: Placed | PlaceRefused) -> LiveRequest | None:
@@ -206,19 +206,17 @@ class Ledger:
             return
         is_fail_over = request.attempt_number > 1 and refused.code in MISSING_NODES
         if is_fail_over and now < request.asked_at + FAIL_OVER_WAIT_S:
-            return  # the question is repeated until there are nodes again
-        end = End(
-            "failed",
-            code=refused.code,
-            message=refused.message,
-            retry_after_s=refused.retry_after_s,
-        )
-        self._end(request, end, now)
+            request.refused = refused  # the question is repeated until there are nodes again
+            return
+        self._end(request, wording.refusal(refused), now)
 
     def _check_placing(self, request: LiveRequest, now: float) -> None:
         if now < request.asked_at + PLACE_TIMEOUT_S:
             return
-        self._end(request, wording.no_coordinator(PLACE_TIMEOUT_S), now)
+        if request.refused is None:
+            self._end(request, wording.no_coordinator(PLACE_TIMEOUT_S), now)
+        else:
+            self._end(request, wording.refusal(request.refused), now)
 
     def _check_answers(self, request: LiveRequest, now: float) -> None:
         """A node may be heard by the coordinator and still be out of this gateway's reach."""

@@ -16,7 +16,7 @@ from tandem.messages.common import (
     Timeline,
     Usage,
 )
-from tandem.messages.placement import Place, Placed
+from tandem.messages.placement import Place, Placed, PlaceRefused
 from tandem.messages.serving import Ending, RequestSpec
 from tandem.states import RequestState, transition
 
@@ -81,6 +81,7 @@ class LiveRequest:
     attempt: Attempt | None = None
     targets: SlaTargets | None = None
     asked_at: float = 0.0
+    refused: PlaceRefused | None = None  # the last answer, where the question is repeated
     placed_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None

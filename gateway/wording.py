@@ -6,7 +6,7 @@ from gateway.request import End, LiveRequest
 from gateway.token_stream import Token
 from tandem.messages.client import Accepted, Done, Output
 from tandem.messages.common import FinishReason, NodeRef
-from tandem.messages.placement import RequestEnded
+from tandem.messages.placement import PlaceRefused, RequestEnded
 
 MAX_OUTPUT_TOKENS = 64  # with 20 log-probabilities each about 20 KiB of the 64 that are allowed
 
@@ -72,6 +72,16 @@ def ended(
         ttft_ms=None if ttft_s is None else ttft_s * 1e3,
         tpot_ms=None if tpot_s is None else tpot_s * 1e3,
         num_output_tokens=request.stream.next_index,
+    )
+
+
+def refusal(refused: PlaceRefused) -> End:
+    """The coordinator's own words."""
+    return End(
+        "failed",
+        code=refused.code,
+        message=refused.message,
+        retry_after_s=refused.retry_after_s,
     )
 
 

@@ -206,6 +206,33 @@ def test_but_not_for_ever(world) -> None:
     assert world.done().code == "no_decode_node"
 
 
+def test_the_wait_for_a_new_node_ends_with_what_the_coordinator_said(world) -> None:
+    """The tick that ends the wait comes before the coordinator's next answer."""
+    world.submit()
+    world.coordinate()
+    world.lose("d0")
+    for _ in range(301):
+        for place in [m for m in world.to_coordinator if isinstance(m, Place)]:
+            world.refuse(place, "no_decode_node", retry_after_s=5.0)
+        world.to_coordinator.clear()
+        world.tick()
+    done = world.done()
+    assert (done.code, done.message, done.retry_after_s) == ("no_decode_node", "why", 5.0)
+
+
+def test_a_refusal_of_an_earlier_attempt_is_not_the_reason_of_a_later_one(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.lose("d0")
+    world.refuse(world.question(), "no_decode_node")
+    world.add_node("d0")
+    world.coordinate()
+    world.lose("d0")
+    world.tick(31)
+    assert world.done().code == "unavailable"
+    assert "no coordinator has answered" in world.done().message
+
+
 def test_late_answers_of_the_coordinator_are_dropped(world) -> None:
     world.submit()
     place = world.question()
