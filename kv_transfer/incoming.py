@@ -153,14 +153,26 @@ class IncomingTransfers:
                     self._fail(arrival, "deadline_exceeded", reason, now)
                 elif silent_s > self._lease_s:
                     self._fail(arrival, "node_failed", "the prefill node asks no more", now)
-            elif arrival.phase is not ArrivalPhase.DRAINING and silent_s > self._lease_s:
-                reason = f"the prefill node was silent for {silent_s:.1f} s; its grant is withdrawn"
-                self._fail(arrival, "node_failed", reason, now)
+            elif silent_s > self._lease_s and arrival.writer_lives:
+                arrival.writer_lives = False  # what it still says is answered without a record
+                if arrival.phase is not ArrivalPhase.DRAINING:
+                    reason = f"the prefill node was silent for {silent_s:.1f} s: grant withdrawn"
+                    self._fail(arrival, "node_failed", reason, now)
+                self._forget_if_drained(arrival)
         return self._take(now)
 
     def live(self) -> dict[TransferKey, ArrivalPhase]:
         """Attempts that wait, hold pages, or whose writer has not yet drained."""
         return {arrival.key: arrival.phase for arrival in self._table.all()}
+
+    @property
+    def num_open(self) -> int:
+        """Attempts whose end a drain waits for: all but withdrawn ones of writers given up.
+
+        Pages that such a writer had mapped stay DRAINING in `live`, maybe for good.
+        """
+        draining = ArrivalPhase.DRAINING
+        return sum(a.phase is not draining or a.writer_lives for a in self._table.all())
 
     # --- what messages do ------------------------------------------------------------------------
 
@@ -334,6 +346,7 @@ class IncomingTransfers:
             self._ledger.move(arrival.pages, state)
             self._ledger.unpromise(arrival.num_promised)
             arrival.phase = ArrivalPhase.DRAINING
+            arrival.heard_at = now  # it has another lease to say Drained
             self._actions.append(CloseGrant(arrival.grant_id))
             if not arrival.writer_told:
                 revoke = Revoke(request_id=arrival.key[0], attempt=arrival.key[1])
