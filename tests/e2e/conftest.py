@@ -27,7 +27,7 @@ from tandem.sampling import SamplingParams
 from tandem.status import query_status
 
 NUM_PROMPTS = 204
-NUM_NEW = 24
+NUM_NEW = 16
 SMALL_CHUNKS = ("--max-num-batched-tokens", "96", "--max-num-seqs", "64", "--num-pages", "4000")
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM  # noqa: TID251  the oracle
 from tandem.async_client import AsyncClient
 from tandem.sampling import SamplingParams
 
-NUM_NEW = 24
+NUM_NEW = 16
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_NEW)
 NEAR_TIE = 1e-4
 IN_FLIGHT = 64
