@@ -238,9 +238,7 @@ class Ledger:
         ended: list[tuple[bytes, int]] = []
         for delta in emission.deltas:
             taken.append(self._delta(node, delta, now))
-            found = self._current(node, delta.request_id, delta.attempt)
-            # Of a prefill node nothing but token 0 is expected, and of a past attempt nothing.
-            if found is None or not found[1].is_decoder(node):
+            if self._current(node, delta.request_id, delta.attempt) is None:
                 ended.append((delta.request_id, delta.attempt))
         for ending in emission.endings:
             self._ending(node, ending, now)

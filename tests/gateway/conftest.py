@@ -114,14 +114,16 @@ class FakeNode:
                 return [CommandAck(command="cancel", request_id=request_id, attempt=attempt)]
             case EmissionAck():
                 for taken in message.taken:
-                    key = (taken.request_id, taken.attempt)
-                    if key in self.kept_from:
-                        self.kept_from[key] = max(self.kept_from[key], taken.next_index)
+                    if (key := (taken.request_id, taken.attempt)) in self.specs:
+                        self._take(key, taken.next_index)
                 for key in message.ended:
-                    if "decode" in self.roles.get(key, ()) and key not in self.ended:
-                        continue  # it has more to say
                     self._forget(key)
         return []
+
+    def _take(self, key, next_index: int) -> None:
+        self.kept_from[key] = max(self.kept_from[key], min(next_index, self.made[key]))
+        if self.roles[key] == {"prefill"} and self.kept_from[key] == self._limit(key):
+            self._forget(key)  # token 0 is all that it had to say
 
     def _forget(self, key) -> None:
         for table in (self.specs, self.roles, self.made, self.kept_from):
@@ -130,13 +132,13 @@ class FakeNode:
     def step(self, num_tokens: int = 1) -> None:
         """Make tokens for every request that has its command."""
         for key, spec in self.specs.items():
-            assert spec.params.max_tokens is not None
-            limit = spec.params.max_tokens
-            if "decode" not in self.roles[key]:
-                limit = len(spec.output_ids) + 1
-            self.made[key] = min(self.made[key] + num_tokens, limit)
+            self.made[key] = min(self.made[key] + num_tokens, self._limit(key))
             if self.made[key] == spec.params.max_tokens:
                 self.ended.add(key)
+
+    def _limit(self, key) -> int:
+        spec = self.specs[key]
+        return spec.params.max_tokens if "decode" in self.roles[key] else len(spec.output_ids) + 1
 
     def message(self, *parts: TokenDelta | Ending, prefills: tuple = ()) -> Emission:
         """These deltas and endings in one message."""
@@ -157,9 +159,8 @@ class FakeNode:
         spec, start, end = self.specs[key], self.kept_from[key], self.made[key]
         garbage = 100 if self.is_zombie else 0
         ids = tuple(token_at(i) + garbage for i in range(start, end))
-        logprobs: tuple[TokenLogprobs, ...] = ()
-        if spec.params.logprobs is not None:
-            logprobs = tuple(TokenLogprobs(logprob=-float(i)) for i in range(start, end))
+        scored = () if spec.params.logprobs is None else range(start, end)
+        logprobs = tuple(TokenLogprobs(logprob=-float(i)) for i in scored)
         delta = TokenDelta(
             request_id=key[0], attempt=key[1], start=start, ids=ids, logprobs=logprobs
         )

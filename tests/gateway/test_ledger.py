@@ -128,6 +128,20 @@ def test_an_ending_before_its_tokens_waits_for_them(world) -> None:
     assert world.done().reason == "stop"
 
 
+def test_token_zero_of_a_prefill_node_is_taken_and_its_attempt_goes_on(world) -> None:
+    """Its ending may still come: only tokens are acknowledged, until the attempt is over."""
+    world.submit(params={"max_tokens": 2})
+    world.coordinate()
+    node = world.nodes["p0"]
+    world.emit(node, world.tokens(1, 0, [10]))
+    assert [t.next_index for t in world.last_ack().taken] == [1]
+    assert world.last_ack().ended == ()
+    world.emit(world.nodes["d0"], world.tokens(1, 1, [11]), world.ending(1, 2, "length"))
+    assert world.done().reason == "length"
+    world.emit(node, world.tokens(1, 0, [10]))
+    assert world.last_ack().ended == (((1).to_bytes(16, "big"), 1),)
+
+
 def test_unknown_requests_are_acknowledged_so_that_nodes_forget(world) -> None:
     node = world.nodes["d0"]
     world.emit(
