@@ -144,11 +144,11 @@ def map_pool(source: PageArray, address: str, num_pages: int) -> MappedPool:
         if size < num_bytes or fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS:
             raise ValueError(f"the KV pool at {address} has {size} bytes or is not sealed")
         mapping = mmap.mmap(descriptor, num_bytes, mmap.MAP_SHARED)
+        mapping.madvise(mmap.MADV_DONTFORK)
     except OSError as error:
         raise ValueError(f"cannot map the KV pool at {address}: {error}") from None
     finally:
         os.close(descriptor)
-    mapping.madvise(mmap.MADV_DONTFORK)
     target = np.frombuffer(mapping, dtype=np.uint8).reshape(num_pages, source.shape[1])
     return MappedPool(source, target, unmap=mapping.close)
 

@@ -141,6 +141,18 @@ def serve_once(listener: socket.socket, descriptor: int, answer: bytes) -> None:
         socket.send_fds(connection, [answer], [descriptor])
 
 
+def test_a_mapping_that_the_host_refuses_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unadvisable(mmap.mmap):
+        def madvise(self, *args: int) -> None:
+            raise OSError(errno.EINVAL, "no such advice")
+
+    pool = SharedPool.create(PAGE_BYTES)
+    monkeypatch.setattr("kv_transfer.shared_memory.mmap.mmap", Unadvisable)
+    with pytest.raises(ValueError, match="no such advice"):
+        map_pool(np.zeros((1, PAGE_BYTES), np.uint8), pool.serve(), 1)
+    pool.close()
+
+
 def test_nobody_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot fetch the KV pool"):
         map_pool(np.zeros((1, 64), np.uint8), f"unix:{tmp_path}/gone", 1)
