@@ -6,7 +6,7 @@ on the bulk thread. Work is cut into slices of about 1 MiB, so a stop takes effe
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,6 +81,10 @@ class BulkThread:
         self._identity = identity
         self._post = post
         self._inproc = inproc
+        self._failed: Callable[[BaseException], None] | None = None
+        self._openings = threading.Lock()  # guards the next two, for `open_peer` on any thread
+        self._num_closings: Counter[str] = Counter()  # by node id
+        self._is_closed = False
         self._requests: deque[_Request] = deque()
         self._num_writes_asked = 0
         self._peers: dict[str, PeerPool] = {}
@@ -98,8 +102,9 @@ class BulkThread:
 
     # --- for other threads -----------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, failed: Callable[[BaseException], None] | None = None) -> None:
+        """Begin. `failed` is told, on the thread, of an error that it dies of."""
+        self._failed = failed
         self._thread.start()
 
     def submit(self, request: BulkRequest) -> None:
@@ -112,23 +117,34 @@ class BulkThread:
         """Reach an owner's pool, in place of an earlier one of that node.
 
         Only writes for this very incarnation go there: what an earlier process of the node granted
-        is nothing to a later one. May wait up to 2 s for a mapping. Raises ValueError where the
-        transport cannot be opened.
+        is nothing to a later one. May wait up to 2 s for a mapping, on a thread of its own where
+        that matters. Raises ValueError where the transport cannot be opened, or was given up or
+        closed meanwhile.
         """
-        pool: PeerPool
+        with self._openings:
+            num_closings = self._num_closings[node_id]
+        pool = self._make_pool(transport, address, num_pages)
+        with self._openings:
+            if not self._is_closed and self._num_closings[node_id] == num_closings:
+                self._enqueue(_AddPeer(node_id, incarnation, pool))
+                return
+        pool.close("given up before it was open")
+        raise ValueError(f"the link to {node_id} was given up while its pool was being opened")
+
+    def _make_pool(self, transport: str, address: str, num_pages: int) -> PeerPool:
         if transport == "shared_memory":
-            pool = map_pool(self._pages, address, num_pages)
-        elif transport == "zmq":
-            pool = ZmqPool(self._context, self._pages, identity=self._identity, address=address)
-        elif transport == "inproc" and self._inproc is not None:
-            pool = self._inproc.open(self._pages, address, num_pages)
-        else:
-            raise ValueError(f"this node cannot write pages over {transport!r}")
-        self._enqueue(_AddPeer(node_id, incarnation, pool))
+            return map_pool(self._pages, address, num_pages)
+        if transport == "zmq":
+            return ZmqPool(self._context, self._pages, identity=self._identity, address=address)
+        if transport == "inproc" and self._inproc is not None:
+            return self._inproc.open(self._pages, address, num_pages)
+        raise ValueError(f"this node cannot write pages over {transport!r}")
 
     def close_peer(self, node_id: str) -> None:
-        """Give up an owner's pool; its unanswered writes fail."""
-        self._enqueue(_RemovePeer(node_id))
+        """Give up an owner's pool, also one that is being opened; its unanswered writes fail."""
+        with self._openings:
+            self._num_closings[node_id] += 1
+            self._enqueue(_RemovePeer(node_id))
 
     def admit_writer(self, writer: bytes, transport: str) -> None:
         """As an owner: this writer was told to use this transport. Precedes its grants."""
@@ -146,12 +162,16 @@ class BulkThread:
 
     def close(self) -> None:
         """Fail what is unanswered, end the thread, release sockets and mappings; idempotent."""
-        if self._context.closed:
-            return
+        with self._openings:
+            if self._is_closed:
+                return
+            self._is_closed = True
         if self._thread.is_alive():
             self._enqueue(_Stop())
             self._thread.join()
-        self._serve_requests()  # peers that were added after the thread ended
+        for request in self._requests:  # what a thread that had died did not come to
+            if isinstance(request, _AddPeer):
+                request.pool.close("this node stops")
         for node_id in list(self._peers):
             self._remove_peer(node_id)
         self._receiver.close()
@@ -165,6 +185,14 @@ class BulkThread:
     # --- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._move_pages()
+        except BaseException as error:
+            if self._failed is not None:
+                self._failed(error)
+            raise
+
+    def _move_pages(self) -> None:
         while True:
             for ready, _ in self._poller.poll(self._patience_ms()):
                 if ready == self._wake.descriptor:

@@ -59,6 +59,7 @@ class BulkExchange:
         self._offers: list[handshake.Offer] = []
         self._offer_event: Callable[[FromBulk], bool] | None = None
         self._closing = False
+        self._admitted: set[bytes] = set()
         self._pool = pool
         self._bulk: BulkThread | None = None
         if pool is None:
@@ -74,11 +75,18 @@ class BulkExchange:
         if "zmq" in self._wanted:
             self._offers.append(handshake.Offer("zmq", self._bulk.zmq_address))
 
-    def start(self, offer: Callable[[FromBulk], bool]) -> None:
-        """Begin; events go to `offer`, again and again while it answers False (queue full)."""
+    def start(
+        self,
+        offer: Callable[[FromBulk], bool],
+        failed: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """Begin; events go to `offer`, again and again while it answers False (queue full).
+
+        `failed` is called on the bulk thread with an error that it dies of: nothing moves after it.
+        """
         self._offer_event = offer
         if self._bulk is not None:
-            self._bulk.start()
+            self._bulk.start(failed)
 
     def hello(self, epoch: int) -> WriterHello:
         """How this node introduces itself to a page owner, under its present epoch."""
@@ -108,14 +116,24 @@ class BulkExchange:
         )
         if isinstance(reply, OwnerWelcome) and self._bulk is not None:
             self._bulk.admit_writer(writer, reply.transport)
+            self._admitted.add(writer)
         return reply
 
+    def is_admitted(self, writer: bytes) -> bool:
+        """Whether this node, as an owner, has welcomed the writer with this routing identity."""
+        return writer in self._admitted
+
     def open_owner(self, welcome: OwnerWelcome) -> str | None:
-        """The owner chose a transport: open it; an error text where that fails."""
-        if self._bulk is None or welcome.transport not in self._wanted:
+        """The owner chose a transport: open it; an error text where that fails.
+
+        Blocks for up to 2 s, so call it on a thread where that matters: `submit`, `close_owner` and
+        `close` may be called meanwhile, and the latter two end it.
+        """
+        bulk = self._bulk
+        if bulk is None or welcome.transport not in self._wanted:
             return f"{welcome.node_id} chose {welcome.transport}, not among {list(self._wanted)}"
         try:
-            self._bulk.open_peer(
+            bulk.open_peer(
                 welcome.node_id,
                 welcome.incarnation,
                 transport=welcome.transport,
@@ -128,13 +146,16 @@ class BulkExchange:
 
     def close_owner(self, node_id: str) -> None:
         """The link to an owner was given up: release its mapping or connection."""
-        if self._bulk is not None:
-            self._bulk.close_peer(node_id)
+        bulk = self._bulk
+        if bulk is not None:
+            bulk.close_peer(node_id)
 
     def submit(self, request: BulkRequest) -> None:
         """Hand a request to the thread that moves pages."""
-        assert self._bulk is not None, "a node without transports neither grants nor writes"
-        self._bulk.submit(request)
+        bulk = self._bulk
+        assert bulk is not None or self._closing, "no transports: neither grants nor writes"
+        if bulk is not None:
+            bulk.submit(request)
 
     def close(self) -> None:
         """End the thread; release memory, sockets, descriptors. Idempotent."""

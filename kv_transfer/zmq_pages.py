@@ -84,17 +84,7 @@ class ZmqPool:
         self._progress_at = 0.0
         self._is_blocked = False
         self.num_malformed = 0
-        self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        configure(self._socket)
-        self._socket.set(zmq.IDENTITY, identity)
-        self._socket.set(zmq.IMMEDIATE, 1)  # queue nothing for a peer that is not there
-        self._socket.set(zmq.RECONNECT_IVL, 50)
-        self._socket.set(zmq.RECONNECT_IVL_MAX, 1_000)
-        try:
-            self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self._socket.close(linger=0)
-            raise ValueError(f"cannot dial {address!r} for pages: {error}") from None
+        self._socket: zmq.Socket[bytes] = _dial(context, identity, address)
 
     @property
     def socket(self) -> "zmq.Socket[bytes] | None":
@@ -208,6 +198,26 @@ class ZmqPool:
         for start in write.unacked:
             del self._owner_of[(request.grant_id, start)]
         return WriteFailed(request.key, request.first, reason)
+
+
+def _dial(
+    context: "zmq.Context[zmq.Socket[bytes]]", identity: bytes, address: str
+) -> "zmq.Socket[bytes]":
+    """A socket towards an owner. ValueError for no address, or while the context is closed."""
+    socket: zmq.Socket[bytes] | None = None
+    try:
+        socket = context.socket(zmq.DEALER)
+        configure(socket)
+        socket.set(zmq.IDENTITY, identity)
+        socket.set(zmq.IMMEDIATE, 1)  # queue nothing for a peer that is not there
+        socket.set(zmq.RECONNECT_IVL, 50)
+        socket.set(zmq.RECONNECT_IVL_MAX, 1_000)
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        if socket is not None:
+            socket.close(linger=0)
+        raise ValueError(f"cannot dial {address!r} for pages: {error}") from None
+    return socket
 
 
 @dataclass(slots=True)

@@ -1,8 +1,10 @@
 """Who may exchange pages, over what; and a whole node's bulk side from hello to copy."""
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +18,7 @@ from node.core import FromBulk
 from tandem.codec import Decoder, encode
 from tandem.layout import KVLayout
 from tandem.messages.common import ModelIdentity, NodeRef
-from tandem.messages.handoff import FromWriter, OwnerRefused, OwnerWelcome, WriterHello
+from tandem.messages.handoff import ChunkSum, FromWriter, OwnerRefused, OwnerWelcome, WriterHello
 from tandem.sockets import peer_identity
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=2, head_dim=8, page_size=16, dtype="float32")
@@ -127,7 +129,9 @@ NUM_PAGES = 6
 class Node:
     """A `BulkExchange` over a pool of its own, and the events it offered."""
 
-    def __init__(self, name: str, transport: str, run_dir: Path, num_refusals: int = 0) -> None:
+    def __init__(
+        self, name: str, transport: str, run_dir: Path, num_refusals: int = 0, failed: Any = None
+    ) -> None:
         self.name = name
         self.pool = SharedPool.create((NUM_PAGES + 1) * LAYOUT.page_bytes)
         self.pages = self.pool.pages(LAYOUT.page_bytes, NUM_PAGES)
@@ -141,7 +145,7 @@ class Node:
             host="127.0.0.1",
             run_dir=run_dir,
         )
-        self.exchange.start(self.take)
+        self.exchange.start(self.take, failed)
 
     def take(self, event: FromBulk) -> bool:
         if self.num_refusals:
@@ -155,7 +159,7 @@ class Node:
 def make_exchange(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     nodes: list[Node] = []
 
-    def make(name: str, transport: str = "auto", **options: int) -> Node:
+    def make(name: str, transport: str = "auto", **options: Any) -> Node:
         nodes.append(Node(name, transport, tmp_path, **options))
         return nodes[-1]
 
@@ -172,6 +176,8 @@ def test_from_hello_to_verified_pages(make_exchange, transport: str) -> None:
     identity = peer_identity("node", "p0", 1)
     welcome = owner.exchange.answer(identity, writer.exchange.hello(4))
     assert isinstance(welcome, OwnerWelcome)
+    assert owner.exchange.is_admitted(identity)
+    assert not owner.exchange.is_admitted(peer_identity("node", "p0", 2))
     assert welcome.transport == ("zmq" if transport == "zmq" else "shared_memory")
     assert writer.exchange.open_owner(welcome) is None
     writer.pages[:] = np.arange(NUM_PAGES, dtype=np.uint8)[:, None] + 1
@@ -212,4 +218,18 @@ def test_a_device_pool_is_refused_by_name(make_exchange) -> None:
     assert isinstance(refused, OwnerRefused)
     assert "device_memory" in refused.reason
     assert isinstance(device.answer(b"d0", owner.exchange.hello(1)), OwnerRefused)
+    assert not owner.exchange.is_admitted(b"g0")
+    assert not device.is_admitted(b"d0")
     device.close()
+
+
+def test_the_death_of_the_bulk_thread_is_told(make_exchange, monkeypatch) -> None:
+    told: queue.Queue[BaseException] = queue.Queue()
+    unhandled: queue.Queue[BaseException | None] = queue.Queue()
+    monkeypatch.setattr(threading, "excepthook", lambda args: unhandled.put(args.exc_value))
+    node = make_exchange("p0", failed=told.put)
+    beyond = (NUM_PAGES + 7,)
+    chunk = ChunkSum(first=0, num_pages=1, checksum=b"c" * 8)
+    node.exchange.submit(VerifyPages((b"k" * 16, 1), 3, beyond, (chunk,)))
+    assert isinstance(told.get(timeout=10), IndexError)
+    assert isinstance(unhandled.get(timeout=10), IndexError)
