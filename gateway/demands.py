@@ -1,6 +1,6 @@
 """What nodes and the coordinator are asked for a request, repeated until they acknowledge. Pure.
 
-Also knows which nodes are down: nothing is asked of those.
+Also knows which nodes are down: of those nothing is asked but, for a while, to cancel.
 """
 
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from gateway import wording
+from gateway.actions import CloseNode
 from gateway.request import Attempt, LiveRequest
 from tandem.messages.common import FinishReason, NodeRef
 from tandem.messages.placement import NodeDown
@@ -16,6 +17,8 @@ from tandem.outbox import Outbox
 
 # Without a coordinator the reports of ends pile up; beyond this many they are not kept.
 MAX_UNACKNOWLEDGED = 50_000
+# A node that is silent for longer has heard no beat of this gateway either, and cancels by itself.
+CANCEL_FOR_S = 60.0
 
 Key = tuple[str | bytes | int, ...]
 
@@ -27,7 +30,9 @@ class Demands:
         self._gateway_id = gateway_id
         self._incarnation = incarnation
         self._outbox: Outbox[Key, NodeRef | None] = Outbox()
-        self._nodes: set[NodeRef] = set()
+        self._nodes: set[NodeRef] = set()  # those that got commands and are not down
+        self._cancels: dict[Key, tuple[NodeRef, float]] = {}  # unanswered, and until when to ask
+        self._leaving: set[NodeRef] = set()  # down, with cancels on their way
         self._down_epochs: dict[str, int] = {}
 
     def due(self, now: float) -> list[tuple[NodeRef | None, msgspec.Struct]]:
@@ -59,6 +64,7 @@ class Demands:
         """A node answered a command."""
         key = (answer.command, answer.request_id, answer.attempt, node.node_id)
         self._outbox.acknowledge(key)
+        self._cancels.pop(key, None)
 
     def unanswered(self, request: LiveRequest) -> NodeRef | None:
         """A node that has not answered its command of the current attempt."""
@@ -67,18 +73,25 @@ class Demands:
                 return node
         return None
 
-    def stop(self, request: LiveRequest, now: float, nodes: Iterable[NodeRef]) -> None:
-        """Withdraw all that the attempt asks for, and cancel it on those of `nodes` that live."""
+    def withdraw(self, request: LiveRequest) -> None:
+        """Ask nothing more for the request's current attempt."""
         self.is_answered(request)
-        if request.attempt is None:
-            return
-        for node in request.attempt.nodes:
+        for node in () if request.attempt is None else request.attempt.nodes:
             self._outbox.acknowledge(_key("prefill", request, node))
             self._outbox.acknowledge(_key("decode", request, node))
-        cancel = Cancel(request_id=request.request_id, attempt=request.attempt.number)
+
+    def stop(self, request: LiveRequest, now: float, nodes: Iterable[NodeRef]) -> None:
+        """Withdraw all that the attempt asks for, and cancel it on those of `nodes` that got it.
+
+        Also on one that went down just now: it may only have lost sight of the coordinator.
+        """
+        self.withdraw(request)
         for node in nodes:
-            if not self.is_down(node):
-                self._outbox.send(_key("cancel", request, node), node, cancel, now)
+            if node in self._nodes:
+                key = _key("cancel", request, node)
+                cancel = Cancel(request_id=request.request_id, attempt=request.attempt_number)
+                self._cancels[key] = (node, now + CANCEL_FOR_S)
+                self._outbox.send(key, node, cancel, now)
 
     def report_end(self, request: LiveRequest, reason: FinishReason, now: float) -> None:
         """Tell the coordinator how the request ended."""
@@ -95,14 +108,28 @@ class Demands:
         return node.epoch <= self._down_epochs.get(node.node_id, -1)
 
     def note_down(self, down: NodeDown) -> bool:
-        """Ask nothing more of the node's epochs up to this one; False where that is old news."""
+        """The node's epochs up to this one are over; False where that is old news."""
         if down.epoch <= self._down_epochs.get(down.node_id, -1):
             return False
         self._down_epochs[down.node_id] = down.epoch
-        for node in [node for node in self._nodes if self.is_down(node)]:
-            self._nodes.discard(node)
-            self._outbox.drop_destination(node)
         return True
+
+    def leave_down_nodes(self) -> None:
+        """Ask nothing new of nodes that are down; cancels on their way are still repeated."""
+        down = {node for node in self._nodes if self.is_down(node)}
+        self._nodes -= down
+        self._leaving |= down & {node for node, _ in self._cancels.values()}
+
+    def give_up(self, now: float) -> list[CloseNode]:
+        """Drop cancels that nobody answers; hang up on down nodes that have none left."""
+        for key in [k for k, (_, until) in self._cancels.items() if now >= until]:
+            del self._cancels[key]
+            self._outbox.acknowledge(key)
+        idle = self._leaving - {node for node, _ in self._cancels.values()}
+        self._leaving -= idle
+        reason = "nothing is asked of it any more"
+        in_order = sorted(idle, key=lambda node: node.epoch)
+        return [CloseNode(node.node_id, node.epoch, reason) for node in in_order]
 
 
 def _key(kind: str, request: LiveRequest, node: NodeRef) -> Key:

@@ -162,6 +162,7 @@ class Ledger:
                 self._check_placing(request, now)
             elif request.state is not RequestState.DECODING:
                 self._check_answers(request, now)
+        self._out += self._demands.give_up(now)
         return self._flush(now)
 
     def _flush(self, now: float) -> list[Action]:
@@ -354,10 +355,13 @@ class Ledger:
             if attempt is None or not any(self._demands.is_down(node) for node in attempt.nodes):
                 continue
             if request.state is RequestState.DECODING and not self._demands.is_down(attempt.decode):
+                self._demands.withdraw(request)
                 continue
             text = f"node {down.node_id} is down: {down.reason}"
             self._fail_attempt(request, "node_failed", text, now)
+        # Cancels follow it: they open a new link, which is closed once they are answered.
         self._out.append(CloseNode(down.node_id, down.epoch, down.reason))
+        self._demands.leave_down_nodes()
 
     def _fail_attempt(
         self, request: LiveRequest, code: ErrorCode, message: str, now: float

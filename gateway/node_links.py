@@ -60,10 +60,16 @@ class NodeLinks:
                 return known
             if known.node.epoch >= node.epoch:
                 return None  # the past of a node that came back
-            self._drop(known)
+            self._drop(self._entries.pop(node.node_id))
         return self._open(node)
 
     def _open(self, node: NodeRef) -> _Entry | None:
+        # Two links to one address would share an identity: answers come over the later one only.
+        for rival in [e.node for e in self._entries.values()]:
+            if rival.control_address == node.control_address:
+                if rival.epoch > node.epoch:
+                    return None
+                self._drop(self._entries.pop(rival.node_id))
         try:
             link: Link[Any] = Link(
                 self._context,

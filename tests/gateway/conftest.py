@@ -269,7 +269,7 @@ class World:
         sent, self.to_nodes = self.to_nodes, []
         for ref, message in sent:
             node = self.nodes.get(ref.node_id)
-            if node is None or node.ref != ref:
+            if node is None or node.ref.incarnation != ref.incarnation:
                 continue
             for answer in node.command(message):
                 self.say(node, answer)

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from tandem.messages.placement import NodeDown, Place
-from tandem.messages.serving import CommandRefused, Decode
+from tandem.messages.serving import Cancel, CommandRefused, Decode
 
 
 def test_a_dead_decode_node_costs_nothing_but_an_attempt(world, expected) -> None:
@@ -53,7 +53,7 @@ def test_a_dead_prefill_node_before_that_starts_another_attempt(world, expected)
     world.submit()
     world.coordinate()
     world.lose("p0")
-    assert world.cancels() == {("d0", 1)}
+    assert world.cancels() == {("p0", 1), ("d0", 1)}
     world.add_node("p0")
     world.run(20)
     assert world.ids() == expected
@@ -81,6 +81,57 @@ def test_old_news_of_a_node_do_not_touch_its_new_epoch(world, expected) -> None:
     world.run(12)
     assert world.ids() == expected
     assert world.done().timeline.num_attempts == 1
+
+
+def test_a_node_that_comes_back_is_told_to_cancel_what_it_still_runs(world, expected) -> None:
+    world.submit()
+    world.coordinate()
+    world.run(2)
+    node = world.lose("d0")
+    key = ((1).to_bytes(16, "big"), 1)
+    assert key in node.specs
+    for _ in range(40):
+        world.tick()
+    world.closed.clear()
+    node.ref = msgspec.structs.replace(node.ref, epoch=node.ref.epoch + 50)
+    world.nodes["d0"] = node
+    world.deliver()
+    assert key not in node.specs
+    world.run(12)
+    assert world.ids() == expected
+    assert not world.cancels()
+    assert [(c.node_id, c.epoch) for c in world.closed] == [("d0", node.ref.epoch - 50)]
+
+
+def test_a_dead_node_is_asked_to_cancel_for_a_minute_and_then_hung_up_on(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.deliver()
+    dead = world.lose("d0")
+    world.deliver()
+    world.do(world.ledger.cancel(b"client", (1).to_bytes(16, "big"), world.now))
+    assert len(world.ledger) == 0
+    world.closed.clear()
+    world.tick(59)
+    assert [(ref, type(m)) for ref, m in world.to_nodes] == [(dead.ref, Cancel)]
+    assert world.closed == []
+    world.to_nodes.clear()
+    world.tick(1)
+    world.tick(10)
+    assert world.to_nodes == []
+    assert [(c.node_id, c.epoch) for c in world.closed] == [("d0", dead.ref.epoch)]
+
+
+def test_a_dead_prefill_node_is_asked_nothing_once_decode_carries_on(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.emit(world.nodes["d0"], world.tokens(1, 0, [10]))
+    dead = world.lose("p0")  # it never answered its command
+    world.to_nodes.clear()
+    world.do(world.ledger.cancel(b"client", (1).to_bytes(16, "big"), world.now))
+    world.tick(5)
+    assert dead.ref not in {ref for ref, _ in world.to_nodes}
+    assert world.cancels() == {("d0", 1)}
 
 
 def test_a_placement_on_a_node_known_to_be_down_is_not_used(world) -> None:
