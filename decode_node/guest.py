@@ -330,7 +330,7 @@ class DecodeGuest:
     @property
     def num_requests(self) -> int:
         """Requests, KV without a command, and grants that are not over."""
-        return len(self._entries) + len(self._arrived) + len(self._transfers.live())
+        return len(self._entries) + len(self._arrived) + self._transfers.num_open
 
 
 def _refusal(key: RequestKey, code: ErrorCode, message: str) -> CommandRefused:

@@ -5,6 +5,7 @@ Messages become events for the step loop; its actions become messages and bulk r
 
 import asyncio
 import logging
+import threading
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from node.loop import StepLoop
 from node.membership import Joined, Membership, TurnedAway
 from node.peers import Owners, PageExchange
 from tandem.codec import ProtocolError
-from tandem.messages.handoff import FromWriter, WriterHello
+from tandem.messages.handoff import FromWriter, Reserve, WriterHello
 from tandem.messages.membership import ToNode
 from tandem.messages.serving import FromGatewayToNode, PeerBeat
 from tandem.sockets import Link, Server
@@ -72,8 +73,9 @@ class NodeShell:
             self._event_loop.call_soon_threadsafe(self._send, messages)
 
     def failed(self, error: BaseException) -> None:
-        """The step thread died: the node is of no use any more. Called by the step thread."""
-        self._event_loop.call_soon_threadsafe(self._stop, f"step failed: {error!r}")
+        """A thread died: the node is of no use any more. Called by the step or bulk thread."""
+        name = threading.current_thread().name
+        self._event_loop.call_soon_threadsafe(self._stop, f"the {name} thread failed: {error!r}")
 
     def _send(self, actions: list[Reply | SendToNode]) -> None:
         for action in actions:
@@ -142,11 +144,10 @@ class NodeShell:
                 log.warning("dropped a message of %r: %s", peer[:64], message)
             elif isinstance(message, WriterHello):
                 self._server.send(peer, self._exchange.answer(peer, message))
+            elif isinstance(message, Reserve) and not self._exchange.is_admitted(peer):
+                self.num_unwelcome += 1  # it greets again, and asks again
             elif isinstance(message, FromWriter):
-                if self._exchange.is_admitted(peer):
-                    self._offer(FromPeer(peer, message))
-                else:
-                    self.num_unwelcome += 1  # it greets, and asks again
+                self._offer(FromPeer(peer, message))
             else:
                 self._gateways_heard_at[peer] = time.monotonic()
                 if not isinstance(message, PeerBeat):

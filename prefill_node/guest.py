@@ -140,7 +140,8 @@ class PrefillGuest:
 
     def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
         """An owner is gone: its transfers fail."""
-        return self._obey(self._transfers.peer_lost(node.node_id, now, reason=reason), now)
+        lost = self._transfers.peer_lost(node.node_id, now, reason, incarnation=node.incarnation)
+        return self._obey(lost, now)
 
     def _obey(self, wanted: list[kv.OutgoingAction], now: float) -> list[NodeAction]:
         actions: list[NodeAction] = []
