@@ -70,7 +70,7 @@ def test_what_a_forgotten_writer_says_does_no_harm(owner: Any) -> None:
     owner.bulk(GrantClosed(grant.grant_id, True), LEASE_S + 0.2)
     (answer,) = replies(owner.hear(commit(grant), 11.0))
     assert isinstance(answer, CommitAck)
-    assert "unknown" in answer.error
+    assert "unknown" in answer.error  # type: ignore[operator]
     assert replies(owner.hear(Drained(**IDS), 11.1)) == [DrainedAck(**IDS)]
     (denied,) = replies(owner.hear(RESERVE, 11.2))
     assert isinstance(denied, ReserveDenied)
