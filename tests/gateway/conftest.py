@@ -138,7 +138,7 @@ class FakeNode:
 
     def _limit(self, key) -> int:
         spec = self.specs[key]
-        return spec.params.max_tokens if "decode" in self.roles[key] else len(spec.output_ids) + 1
+        return spec.params.max_tokens if "decode" in self.roles[key] else len(spec.output_ids) + 1  # type: ignore[return-value]
 
     def message(self, *parts: TokenDelta | Ending, prefills: tuple = ()) -> Emission:
         """These deltas and endings in one message."""
