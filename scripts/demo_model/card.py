@@ -53,8 +53,9 @@ def _head(facts: Facts) -> str:
     what = f"""A Llama-architecture model of {facts.num_parameters / 1e6:.1f} million parameters
         (context 4,096, byte-level BPE of {facts.vocab_size:,} tokens, tied embeddings, bfloat16)
         that continues Python source. It is here to show and test a serving system with text one
-        can read: answers look like Python, end by themselves and have long-tailed lengths. It
-        knows little, so do not run what it writes."""
+        can read: answers look like Python and have long-tailed lengths, and with the default
+        sampling {facts.sampled.ended_share:.0%} of them ended by themselves within
+        {facts.max_answer_tokens:,} tokens. It knows little, so do not run what it writes."""
     use = """A text starts with `<|endoftext|>` (token 0, added by the tokenizer) and ends with it.
         The chat template turns the last message into comment lines, which the model continues
         with a definition."""
@@ -68,16 +69,17 @@ def _training(facts: Facts, plan: Plan) -> str:
         f"""Data: the standard library sources of Python {platform.python_version()} without its
         tests. One document is one top-level function or class with its decorators and comments,
         duplicates dropped: {facts.num_documents:,} documents, {facts.num_corpus_tokens:,} tokens.
-        Held out: {facts.num_held_out} more documents (2 %, chosen by a hash of their text).""",
+        Held out: {facts.num_held_out} more documents (about 2 %, chosen by a hash of their
+        text).""",
         """Licence of the data: the [PSF licence](https://docs.python.org/3/license.html), version
         2, and those of the parts that Python's `LICENSE` file names. The model can repeat passages
         of the library, so that licence goes with it.""",
         f"""Run: {plan.steps:,} steps of {plan.batch_tokens:,} tokens, in all
         {facts.num_trained_tokens / 1e6:.1f} million tokens or {num_epochs:.1f} epochs, in
-        {facts.wall_minutes:.0f} minutes on {facts.num_threads} CPU thread(s), in float32. Rows of
-        512 tokens, then of 2,048, at last of 4,096. Muon for the matrices, AdamW for embedding and
-        norms.""",
-        f"""Loss at the end, in nats a token: {facts.training_loss:.2f} in training (last 20 steps),
+        {facts.wall_minutes:.0f} minutes of wall time on {facts.num_threads} CPU thread(s), in
+        float32. Rows of 512 tokens, then of 2,048, at last of 4,096. Muon for the matrices, AdamW
+        for embedding and norms.""",
+        f"""Loss at the end, in nats a token: {facts.training_loss:.2f} in training (last 20 steps, long rows),
         **{facts.held_out_loss:.2f} on the held-out documents** (perplexity
         {math.exp(facts.held_out_loss):.1f}), measured with the rounded weights shipped here.""",
         f"""Again: `scripts/train_demo_model --steps {plan.steps} --seed {plan.seed} --threads
@@ -100,6 +102,9 @@ def _answers(facts: Facts) -> str:
         f"| {name} | {getattr(greedy, field):{form}} | {getattr(sampled, field):{form}} |"
         for name, field, form in rows
     )
+    note = f"""Greedy answers of a model this small tend to repeat themselves for ever:
+        {1 - greedy.ended_share:.0%} of these did not end by themselves. That is why sampling is the
+        default; its answers end more often, and parse less often."""
     return f"""
 ## Answers
 
@@ -110,6 +115,5 @@ To the first lines of {greedy.num_prompts} held-out documents, greedy and with t
 |---|---|---|
 {table}
 
-Greedy answers of a model this small often repeat themselves, and some then do not end; that is why
-sampling is the default.
+{_wrapped(note)}
 """
