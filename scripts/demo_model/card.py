@@ -46,7 +46,9 @@ def write_card(folder: Path, facts: Facts, plan: Plan) -> None:
 
 def _wrapped(paragraph: str, indent: str = "") -> str:
     """One paragraph as lines of at most 100 characters, the second and later ones indented."""
-    return textwrap.fill(" ".join(paragraph.split()), 100, subsequent_indent=indent)
+    text = " ".join(paragraph.split())
+    # A line that ends in a hyphen would be shown with a blank after it.
+    return textwrap.fill(text, 100, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _head(facts: Facts) -> str:
@@ -79,7 +81,8 @@ def _training(facts: Facts, plan: Plan) -> str:
         {facts.wall_minutes:.0f} minutes of wall time on {facts.num_threads} CPU thread(s), in
         float32. Rows of 512 tokens, then of 2,048, at last of 4,096. Muon for the matrices, AdamW
         for embedding and norms.""",
-        f"""Loss at the end, in nats a token: {facts.training_loss:.2f} in training (last 20 steps, long rows),
+        f"""Loss at the end, in nats a token: {facts.training_loss:.2f} in training (last 20 steps,
+        long rows),
         **{facts.held_out_loss:.2f} on the held-out documents** (perplexity
         {math.exp(facts.held_out_loss):.1f}), measured with the rounded weights shipped here.""",
         f"""Again: `scripts/train_demo_model --steps {plan.steps} --seed {plan.seed} --threads
