@@ -18,7 +18,7 @@ from gateway.ledger import Identity, Ledger
 from gateway.node_links import NodeLinks
 from gateway.pool_view import PoolView
 from gateway.tokenize import Tokenization, Tokenizer
-from tandem.codec import ProtocolError
+from tandem.codec import ProtocolError, require_readable
 from tandem.messages.client import (
     CancelRequest,
     ClientPing,
@@ -28,7 +28,7 @@ from tandem.messages.client import (
     Submit,
     ToGateway,
 )
-from tandem.messages.common import ModelIdentity, NodeRef
+from tandem.messages.common import NAMES_ADVICE, ModelIdentity, NodeRef
 from tandem.messages.placement import (
     GatewayHello,
     GatewayRefused,
@@ -119,7 +119,8 @@ class Gateway:
         self._is_draining = False
 
     def bind(self) -> str:
-        """Listen for clients; returns the address that they dial."""
+        """Listen for clients; returns the address that they dial. ValueError for a bad name."""
+        require_readable(self._hello(), NAMES_ADVICE)
         bound = self._clients.bind(self._config.host, self._config.port)
         port = bound.rsplit(":", 1)[1]
         return f"tcp://{self._config.advertised_host or self._config.host}:{port}"
@@ -288,16 +289,18 @@ class Gateway:
         except Exception:  # a message of one node must not end everybody's service
             logger.exception("cannot handle a %s of %s", type(message).__name__, node.node_id)
 
+    def _hello(self) -> GatewayHello:
+        return GatewayHello(
+            gateway_id=self._gateway_id,
+            incarnation=self._incarnation,
+            model=self._model.identity,
+            num_live_requests=len(self._ledger),
+        )
+
     async def _beat(self) -> None:
         """Say hello to the coordinator and a word to every node, each second."""
         while True:
-            hello = GatewayHello(
-                gateway_id=self._gateway_id,
-                incarnation=self._incarnation,
-                model=self._model.identity,
-                num_live_requests=len(self._ledger),
-            )
-            self._coordinator.send(hello)
+            self._coordinator.send(self._hello())
             self._nodes.beat_all()
             await asyncio.sleep(BEAT_S)
             complaint = self._pools.complain(time.monotonic())

@@ -37,9 +37,9 @@ from node.state import NodeIdentity, NodeState
 from prefill_node.guest import PrefillGuest
 from scheduling.batch_policies import make_batch_policy
 from scheduling.prefill_policies import FifoPrefill
-from tandem.codec import Decoder, ProtocolError, encode
+from tandem.codec import require_readable
 from tandem.config import load_config
-from tandem.messages.common import ModelIdentity
+from tandem.messages.common import NAMES_ADVICE, ModelIdentity
 from tandem.messages.membership import NodeHello, RoleWeights
 from tandem.model_folder import (
     load_generation_defaults,
@@ -271,13 +271,7 @@ def make_hello(config: NodeConfig, device: Device, address: str) -> NodeHello:
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=config.device,
     )
-    try:
-        Decoder(NodeHello).decode(encode(hello))
-    except ProtocolError as error:
-        raise ValueError(
-            f"--name {hello.node_id!r} or --served-model-name {hello.model.served_name!r} has "
-            f"characters that names may not have: {error}"
-        ) from None
+    require_readable(hello, NAMES_ADVICE)
     return hello
 
 

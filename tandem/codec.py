@@ -80,6 +80,17 @@ class Decoder(Generic[M]):
         raise NotImplementedError(f"{wanted} is no wire type")
 
 
+def require_readable(message: msgspec.Struct, advice: str) -> None:
+    """Raise ValueError with `advice` where a peer would refuse this message of ours.
+
+    A process checks its own hello before it starts: the peer's refusal would reach nobody.
+    """
+    try:
+        Decoder[msgspec.Struct](type(message)).decode(encode(message))
+    except ProtocolError as error:
+        raise ValueError(f"{advice} ({error})") from None
+
+
 def check_limits(frames: Sequence[bytes]) -> None:
     """Raise ProtocolError where the version, the number or the size of frames is wrong."""
     if not 2 <= len(frames) <= MAX_FRAMES:

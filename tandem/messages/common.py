@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 import msgspec
 
 Name = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[A-Za-z0-9._:/@+ -]*\Z")]
+NAMES_ADVICE = (
+    "--name and --served-model-name may have up to 128 letters, digits, spaces and . _ : / @ + -"
+)
 Address = Annotated[str, msgspec.Meta(max_length=256)]
 ShortText = Annotated[str, msgspec.Meta(max_length=2000)]
 RequestId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]

@@ -103,3 +103,10 @@ def test_a_missing_role_is_named(demo_model: Path, role: str) -> None:
         assert cluster.processes[f"{role}-0"].wait(20)
         with pytest.raises(UnavailableError, match=rf"no {role} node.*launch_{role}"):
             client.generate(["a"], progress=False)
+
+
+@pytest.mark.parametrize("module", ["gateway", "decode_node"])
+def test_a_name_that_cannot_travel(demo_model: Path, module: str) -> None:
+    output = run_process(module, "--model", str(demo_model), "--name", "node (v2)", "--port", "0")
+    assert "--name" in output
+    assert "letters, digits" in output
