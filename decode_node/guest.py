@@ -222,10 +222,7 @@ class DecodeGuest:
         if sampled.error is not None:
             self._fail(key, "internal", sampled.error, now)
             return []
-        logprobs = None
-        if sampled.logprob is not None:
-            logprobs = TokenLogprobs(logprob=sampled.logprob, top=sampled.top_logprobs)
-        self._append(entry, sampled.token_id, logprobs, now)
+        self._append(entry, sampled.token_id, sampled.wire_logprobs, now)
         return []
 
     def _append(

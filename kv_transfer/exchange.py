@@ -5,7 +5,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,8 +14,7 @@ from kv_transfer.actions import BulkEvent, PagesWritten, WriteFailed
 from kv_transfer.bulk import BulkRequest, BulkThread
 from kv_transfer.shared_memory import SharedPool
 from node.core import FromBulk
-from tandem.layout import KVLayout
-from tandem.messages.common import ModelIdentity
+from node.state import NodeIdentity
 from tandem.messages.handoff import OwnerWelcome, WriterHello
 from tandem.sockets import peer_identity
 
@@ -28,22 +26,12 @@ TRANSPORTS = {
 RETRY_S = 0.002
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a node tells about itself to those it exchanges pages with."""
-
-    node_id: str
-    incarnation: int
-    layout: KVLayout
-    model: ModelIdentity
-
-
 class BulkExchange:
     """See the module. A node whose pool is no host memory (`pool` None) offers no transport yet."""
 
     def __init__(
         self,
-        identity: Identity,
+        identity: NodeIdentity,
         pool: SharedPool | None,
         *,
         num_pages: int,

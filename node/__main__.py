@@ -21,7 +21,7 @@ import zmq.asyncio
 
 from decode_node.guest import DecodeGuest
 from engine.build import BuiltRunner, EngineOptions, build_runner
-from kv_transfer.exchange import BulkExchange, Identity
+from kv_transfer.exchange import BulkExchange
 from kv_transfer.incoming import IncomingTransfers
 from kv_transfer.outgoing import OutgoingTransfers
 from kv_transfer.shared_memory import SharedPool
@@ -179,7 +179,7 @@ async def serve(config: NodeConfig, device: Device, run_dir: Path) -> str | None
         address=config.coordinator,
     )
     exchange = BulkExchange(
-        Identity(identity.node_id, identity.incarnation, identity.layout, identity.model),
+        identity,
         device.pool,
         num_pages=device.built.runner.num_pages,
         transport=config.transport,
@@ -195,9 +195,7 @@ async def serve(config: NodeConfig, device: Device, run_dir: Path) -> str | None
         insist=lambda event: shell.insist(event),
     )
     membership = Membership(make_hello(config, device, address))
-    shell = NodeShell(
-        context, server, coordinator, membership=membership, owners=owners, exchange=exchange
-    )
+    shell = NodeShell(server, coordinator, membership=membership, owners=owners, exchange=exchange)
     steps = StepLoop(
         compose_core(config, device), device.built.runner, post=shell.post, failed=shell.failed
     )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tandem.layout import KVLayout
+from tandem.messages.common import TokenLogprobs
 from tandem.sampling import SamplingParams
 
 Int32Array = NDArray[np.int32]
@@ -74,6 +75,13 @@ class Sampled:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     error: str | None = None
+
+    @property
+    def wire_logprobs(self) -> TokenLogprobs | None:
+        """What travels with the token, where the request asked for it."""
+        if self.logprob is None:
+            return None
+        return TokenLogprobs(logprob=self.logprob, top=self.top_logprobs)
 
 
 @dataclass(frozen=True, slots=True)

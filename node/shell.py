@@ -9,8 +9,6 @@ import threading
 import time
 from typing import Any
 
-import zmq.asyncio
-
 from node.actions import NodeAction, Reply, SendToNode
 from node.core import Admitted, Event, FromPeer, GatewaySilent, NodeLost
 from node.loop import StepLoop
@@ -20,6 +18,7 @@ from tandem.codec import ProtocolError
 from tandem.messages.handoff import FromWriter, Reserve, WriterHello
 from tandem.messages.membership import ToNode
 from tandem.messages.serving import FromGatewayToNode, PeerBeat
+from tandem.service import run_until
 from tandem.sockets import Link, Server
 
 TICK_S = 0.1
@@ -34,7 +33,6 @@ class NodeShell:
 
     def __init__(
         self,
-        context: zmq.asyncio.Context,
         server: Server[Any],
         coordinator: Link[Any],
         *,
@@ -42,7 +40,6 @@ class NodeShell:
         owners: Owners,
         exchange: PageExchange,
     ) -> None:
-        self._context = context
         self._server = server
         self._coordinator = coordinator
         self._membership = membership
@@ -107,20 +104,14 @@ class NodeShell:
 
     async def run(self, joined: asyncio.Event) -> None:
         """Serve until stopped; `joined` is set at the first admission."""
-        tasks = [
-            asyncio.create_task(self._serve_peers()),
-            asyncio.create_task(self._serve_coordinator(joined)),
-            asyncio.create_task(self._keep_membership()),
-        ]
-        stopped = asyncio.create_task(self._stopped.wait())
         try:
-            done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await run_until(
+                self._stopped,
+                self._serve_peers(),
+                self._serve_coordinator(joined),
+                self._keep_membership(),
+            )
         finally:
-            for task in [*tasks, stopped]:
-                task.cancel()
-            await asyncio.gather(*tasks, stopped, return_exceptions=True)
             self._owners.close_all()
 
     async def drain(self, patience_s: float) -> bool:

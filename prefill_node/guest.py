@@ -19,7 +19,7 @@ from node.runner import Sampled, SequenceStep
 from node.state import NodeState
 from scheduling.prefill_policies import PrefillPolicy
 from scheduling.views import RequestKey, SequenceView
-from tandem.messages.common import ErrorCode, NodeRef, PrefillReport, TokenLogprobs
+from tandem.messages.common import ErrorCode, NodeRef, PrefillReport
 from tandem.messages.handoff import FromOwner
 from tandem.messages.serving import CommandAck, Ending, Prefill
 
@@ -317,16 +317,13 @@ class PrefillGuest:
     def _first_token(self, job: Job, sampled: Sampled, now: float) -> kv.FirstToken:
         arrived_at = job.resident.arrived_at
         assert job.started_at is not None
-        logprobs = None
-        if sampled.logprob is not None:
-            logprobs = TokenLogprobs(logprob=sampled.logprob, top=sampled.top_logprobs)
         report = PrefillReport(
             node_id=self._state.identity.node_id,
             started_after_s=max(0.0, job.started_at - arrived_at),
             first_token_after_s=max(0.0, now - arrived_at),
             num_cached_tokens=job.resident.num_cached,
         )
-        return kv.FirstToken(sampled.token_id, logprobs, report)
+        return kv.FirstToken(sampled.token_id, sampled.wire_logprobs, report)
 
     # --- ending -----------------------------------------------------------------------------
 

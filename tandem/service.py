@@ -17,15 +17,20 @@ def stop_on_signals() -> asyncio.Event:
 
 
 async def run_until(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> None:
-    """Run the loops until `stop` is set or one of them ends; its error is raised, the rest end."""
+    """Run the loops until `stop` is set or one of them ends; its error is raised, the rest end.
+
+    Cancelling it ends the loops too.
+    """
     tasks = [asyncio.ensure_future(loop) for loop in loops]
     stopped = asyncio.ensure_future(stop.wait())
-    done, pending = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
-    for ended in done:
-        ended.result()
+    try:
+        done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+        for ended in done:
+            ended.result()
+    finally:
+        for task in [*tasks, stopped]:
+            task.cancel()
+        await asyncio.gather(*tasks, stopped, return_exceptions=True)
 
 
 def log_to_stderr(level: str) -> None:

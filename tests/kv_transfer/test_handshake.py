@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from kv_transfer.actions import OpenGrant, PagesVerified, PagesWritten, VerifyPages, WritePages
-from kv_transfer.exchange import BulkExchange, Identity
+from kv_transfer.exchange import BulkExchange
 from kv_transfer.handshake import Offer, answer, choose, host_id
 from kv_transfer.shared_memory import SharedPool
 from node.core import FromBulk
+from node.state import NodeIdentity
 from tandem.codec import Decoder, encode
 from tandem.layout import KVLayout
 from tandem.messages.common import ModelIdentity, NodeRef
@@ -138,7 +139,7 @@ class Node:
         self.events: queue.Queue[FromBulk] = queue.Queue()
         self.num_refusals = num_refusals
         self.exchange = BulkExchange(
-            Identity(name, 1, LAYOUT, MODEL),
+            NodeIdentity(name, 1, MODEL, LAYOUT, ()),
             self.pool,
             num_pages=NUM_PAGES,
             transport=transport,
@@ -211,7 +212,11 @@ def test_a_pool_that_cannot_be_opened_says_why(make_exchange) -> None:
 def test_a_device_pool_is_refused_by_name(make_exchange) -> None:
     owner = make_exchange("d0")
     device = BulkExchange(
-        Identity("g0", 1, LAYOUT, MODEL), None, num_pages=3, transport="auto", host="127.0.0.1"
+        NodeIdentity("g0", 1, MODEL, LAYOUT, ()),
+        None,
+        num_pages=3,
+        transport="auto",
+        host="127.0.0.1",
     )
     device.start(lambda event: True)
     refused = owner.exchange.answer(b"g0", device.hello(1))
