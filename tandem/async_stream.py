@@ -1,12 +1,17 @@
 """The answer to one request, while it arrives and when it is complete; asyncio, one consumer."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from tandem.errors import InternalError, RequestCancelledError, TandemError, error_from_code
-from tandem.messages.client import Accepted, Done, Output
+import msgspec
+
+from tandem.errors import RequestCancelledError, TandemError, error_from_code
+from tandem.frames import TokenIds
+from tandem.inbox import Inbox
+from tandem.messages.client import Accepted, Done, Output, ResumePoint, Submit
 from tandem.messages.common import FinishReason, Timeline, TokenLogprobs, Usage
 
 
@@ -38,22 +43,40 @@ class AsyncStream:
     `received_ids` and `received_text`. A request cancelled by `cancel` ends without an error.
     """
 
-    def __init__(self, accepted: Accepted, cancel: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, submit: Submit, accepted: Accepted, cancel: Callable[[bytes], object]
+    ) -> None:
+        """`submit` is what was asked; `cancel` asks a gateway to end a request."""
+        self._submit = submit
+        self._submitted_at = time.monotonic()
         self._accepted = accepted
         self._send_cancel = cancel
         self._waiting: deque[Output] = deque()
         self._arrived = asyncio.Event()
-        self._ids: list[int] = []
-        self._texts: list[str] = []
-        self._logprobs: list[TokenLogprobs] = []
+        self._inbox = Inbox()
         self._done: Done | None = None
         self._error: TandemError | None = None
         self._is_cancelled = False
         self._over = asyncio.Event()
 
     @property
+    def accepted(self) -> Accepted:
+        """What the gateway that serves it now said first."""
+        return self._accepted
+
+    @property
+    def next_index(self) -> int:
+        """The index of the token that comes next."""
+        return self._inbox.next_index
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether its user asked for the end."""
+        return self._is_cancelled
+
+    @property
     def request_id(self) -> str:
-        """The gateway's id of the request, in hex."""
+        """The gateway's id of the request, in hex; another one on another gateway."""
         return self._accepted.request_id.hex()
 
     @property
@@ -74,12 +97,12 @@ class AsyncStream:
     @property
     def received_ids(self) -> tuple[int, ...]:
         """All token ids so far."""
-        return tuple(self._ids)
+        return tuple(self._inbox.ids)
 
     @property
     def received_text(self) -> str:
         """All text so far."""
-        return "".join(self._texts)
+        return "".join(self._inbox.texts)
 
     @property
     def result(self) -> Result:
@@ -92,7 +115,7 @@ class AsyncStream:
             request_id=self.request_id,
             text=self.received_text,
             token_ids=self.received_ids,
-            logprobs=tuple(self._logprobs),
+            logprobs=tuple(self._inbox.logprobs),
             finish_reason=self._done.reason,
             stop_string=self._done.stop_string,
             usage=self._done.usage,
@@ -156,27 +179,43 @@ class AsyncStream:
     async def __aexit__(self, *exception: object) -> None:
         self.request_cancel()
 
-    def take(self, message: Output | Done) -> None:
-        """Take a message of the gateway's; after the end it is ignored."""
+    def take(self, message: Output | Done) -> bool:
+        """Take a message of the gateway's; False where something before it is missing."""
         if self.is_over:
-            return
+            return True
+        chunks: tuple[Output, ...] | None
+        if isinstance(message, Output):
+            chunks = self._inbox.take(message)
+        elif self._is_cancelled:
+            chunks = self._inbox.end_as_is()  # its user does not wait for what is missing
+        else:
+            chunks = self._inbox.end(message)
+        if chunks is None:
+            return False
+        self._waiting.extend(chunks)
         if isinstance(message, Done):
             self._error = self._error_of(message)
             self._done = message
             self._over.set()
-        elif message.index != len(self._ids):
-            self.fail(
-                InternalError(
-                    f"the stream of request {self.request_id} jumped from token {len(self._ids)} "
-                    f"to {message.index}: tokens were lost between gateway and client"
-                )
-            )
-        else:
-            self._ids.extend(message.token_ids)
-            self._texts.append(message.text)
-            self._logprobs.extend(message.logprobs)
-            self._waiting.append(message)
         self._arrived.set()
+        return True
+
+    def resumption(self) -> Submit:
+        """What to ask another gateway for: the rest, from the same seed, within the deadline."""
+        asked = self._submit
+        deadline_s = asked.deadline_s
+        if deadline_s is not None:
+            deadline_s = max(deadline_s - (time.monotonic() - self._submitted_at), 0.0)
+        have = ResumePoint(output_ids=TokenIds(self._inbox.ids), num_chars=self._inbox.num_chars)
+        params = msgspec.structs.replace(asked.params, seed=self._accepted.seed)
+        return msgspec.structs.replace(asked, params=params, deadline_s=deadline_s, resume=have)
+
+    def move(self, accepted: Accepted, cancel: Callable[[bytes], object]) -> None:
+        """Another gateway goes on with it."""
+        self._accepted, self._send_cancel = accepted, cancel
+        self._inbox.move()
+        if self._is_cancelled:
+            cancel(accepted.request_id)
 
     def fail(self, error: TandemError) -> None:
         """End the stream with an error that did not come from the gateway."""

@@ -1,4 +1,4 @@
-"""`tandem`: start a deployment on this host, ask it for text, look at its state."""
+"""`tandem`: start a deployment on this host, ask it for text, look at its state, drain members."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tandem import cli_generate, cli_up
+from tandem import cli_drain, cli_generate, cli_keys, cli_up
 from tandem.errors import TandemError
 from tandem.status import DEFAULT_COORDINATOR, query_status, render_status
 
@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return cli_up.run(args, others)
             case "generate":
                 return cli_generate.run(args)
+            case "keys":
+                return cli_keys.run(args)
+            case "drain":
+                return cli_drain.run(args)
         return show_status(args)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -73,12 +77,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="[TANDEM_COORDINATOR; default %(default)s]",
     )
     status.add_argument("--json", action="store_true", help="print one JSON object")
+    cli_keys.add_flags(status)
+    cli_keys.add_parser(commands)
+    cli_drain.add_parser(commands)
     return parser
 
 
 def show_status(args: argparse.Namespace) -> int:
     """`tandem status`."""
-    status = asyncio.run(query_status(args.coordinator))
+    status = asyncio.run(query_status(args.coordinator, cli_keys.keyring(args, "operator")))
     print(msgspec.json.encode(status).decode() if args.json else render_status(status))
     return 0
 

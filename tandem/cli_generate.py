@@ -8,6 +8,7 @@ import msgspec
 
 from tandem.async_client import DEFAULT_GATEWAY, RequestOptions
 from tandem.async_stream import Result
+from tandem.cli_keys import add_flags
 from tandem.client import Client, Stream
 from tandem.sampling import SamplingParams
 from tandem.tables import render_timeline
@@ -27,8 +28,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--gateway",
         metavar="ADDRESS",
         default=os.environ.get("TANDEM_GATEWAY") or DEFAULT_GATEWAY,
-        help="[TANDEM_GATEWAY; default %(default)s]",
+        help="address, or several with commas [TANDEM_GATEWAY; default %(default)s]",
     )
+    add_flags(parser)
     parser.add_argument(
         "--chat", action="store_true", help="the prompt is a user's turn, not text to continue"
     )
@@ -50,7 +52,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once the answer is complete. Raises TandemError."""
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with Client(args.gateway, connect_timeout_s=5.0) as client:
+    with Client(
+        args.gateway, connect_timeout_s=5.0, keys=args.keys, key_name=args.key_name
+    ) as client:
         if args.chat:
             turn = {"role": "user", "content": prompt}
             stream = client.submit(chat=[turn], **_options(args))

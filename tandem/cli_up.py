@@ -15,9 +15,9 @@ from tandem.launch import (
     LocalCluster,
     is_free,
 )
+from tandem.launch_plan import ROLES
 
 WATCH_S = 0.2
-VITAL = ("gateway", "coordinator")
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,12 +34,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--model", required=True, help="model folder, or a Hub name to download")
     parser.add_argument("--prefill", type=int, default=1, metavar="N", help="prefill nodes")
     parser.add_argument("--decode", type=int, default=1, metavar="N", help="decode nodes")
+    parser.add_argument("--num-gateways", type=int, default=1, metavar="N", help="gateways")
     for role, port in (("coordinator", COORDINATOR_PORT), ("gateway", GATEWAY_PORT)):
         parser.add_argument(
             f"--{role}-port",
             type=int,
             metavar="N",
-            help=f"default {port}, or a free one where that is taken; 0: a free one",
+            help=f"default {port}, or a free one where that is taken; 0: a free one"
+            + (" (of the first gateway; others get free ones)" if role == "gateway" else ""),
         )
         parser.add_argument(
             f"--{role}-args",
@@ -51,6 +53,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--served-model-name", metavar="NAME", help="of gateway and nodes")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="of gateway and nodes")
     parser.add_argument("--config", metavar="FILE", help="TOML file for all processes")
+    parser.add_argument(
+        "--secure",
+        action="store_true",
+        help="encrypt all connections and check who is at their ends, with keys in RUN_DIR/keys",
+    )
     parser.add_argument(
         "--threads-per-node", type=int, default=1, metavar="N", help="default %(default)s"
     )
@@ -98,6 +105,7 @@ def make_cluster(args: argparse.Namespace, node_args: Sequence[str]) -> LocalClu
         model=args.model,
         num_prefill=args.prefill,
         num_decode=args.decode,
+        num_gateways=args.num_gateways,
         node_args=[*config, *shared, *node_args],
         gateway_args=[*config, *shared, *args.gateway_args],
         coordinator_args=[*config, *args.coordinator_args],
@@ -107,22 +115,26 @@ def make_cluster(args: argparse.Namespace, node_args: Sequence[str]) -> LocalClu
         run_dir=args.run_dir,
         sink=lambda name, line: print(f"{name:<{width}} | {line}", flush=True),
         drain_s=args.drain_s,
+        secure=args.secure,
     )
 
 
 def watch(cluster: LocalCluster) -> int:
     """Report deaths; returns 1 once the deployment can no longer serve, else runs for ever.
 
-    A dead node is the cluster's to survive: others take over its requests.
+    A dead node or gateway is the cluster's to survive as long as there are others.
     """
     reported: set[str] = set()
     while True:
         for name in cluster.dead():
             if name not in reported:
                 reported.add(name)
-                print(f"tandem up: {cluster.explain_death(name)}", file=sys.stderr, flush=True)
-        num_nodes = len(cluster.processes) - len(VITAL)
-        if reported.intersection(VITAL) or len(reported.difference(VITAL)) == num_nodes:
+                has_left = cluster.processes[name].exit_status == 0
+                text = f"{name} has left" if has_left else cluster.explain_death(name)
+                print(f"tandem up: {text}", file=sys.stderr, flush=True)
+        living = [n for n, p in cluster.processes.items() if p.exit_status is None]
+        kinds = {cluster.plans[name].module.removesuffix("_node") for name in living}
+        if not {"coordinator", "gateway"} <= kinds or kinds.isdisjoint(ROLES):
             print("tandem up: nothing is left to serve requests; stopping", file=sys.stderr)
             return 1
         time.sleep(WATCH_S)
@@ -154,11 +166,15 @@ def choose_port(given: int | None, usual: int) -> int | None:
 
 
 def _welcome(cluster: LocalCluster, seconds: float) -> str:
+    keys = f" --keys {cluster.keys}" if cluster.keys else ""
     return "\n".join(
         [
             f"\nReady after {seconds:.1f} s; logs in {cluster.run_dir}",
-            f'  tandem generate --gateway {cluster.gateway_address} "def fibonacci(n):"',
-            f"  tandem status --coordinator {cluster.coordinator_address}",
+            *(
+                f'  tandem generate --gateway {address}{keys} "def fibonacci(n):"'
+                for address in cluster.gateway_addresses
+            ),
+            f"  tandem status --coordinator {cluster.coordinator_address}{keys}",
             "Ctrl-C drains and stops",
         ]
     )

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from tandem.async_client import (
@@ -128,20 +129,26 @@ class Stream:
 
 
 class Client:
-    """Talks to one gateway. Close it, or use it as a context manager: it owns a thread.
+    """Talks to a gateway. Close it, or use it as a context manager: it owns a thread.
 
     Calls, options and errors are those of `AsyncClient`; any thread may call.
     """
 
     def __init__(
         self,
-        gateway: str = DEFAULT_GATEWAY,
+        gateway: str | Sequence[str] = DEFAULT_GATEWAY,
         *,
         connect_timeout_s: float = 10.0,
         silence_s: float = 10.0,
+        keys: str | Path | None = None,
+        key_name: str | None = None,
     ) -> None:
         self._client = AsyncClient(
-            gateway, connect_timeout_s=connect_timeout_s, silence_s=silence_s
+            gateway,
+            connect_timeout_s=connect_timeout_s,
+            silence_s=silence_s,
+            keys=keys,
+            key_name=key_name,
         )
         self._thread: _LoopThread | None = _LoopThread()
 

@@ -42,12 +42,20 @@ class OverloadedError(UnavailableError):
     """More requests than the SLA allows; `retry_after_s` says when to come back."""
 
 
+class RateLimitedError(OverloadedError):
+    """The tenant's requests come faster than it may send them; `retry_after_s` is exact."""
+
+
 class GatewayUnreachableError(UnavailableError):
     """No gateway answers, or it stopped answering while requests were in flight."""
 
 
 class NodeFailedError(UnavailableError):
     """Nodes failed under the request more often than it may be tried again."""
+
+
+class SuspectedPoisonError(TandemError):
+    """Nodes died under the request, and again where it ran alone: it is not tried any more."""
 
 
 class DeadlineExceededError(TandemError):
@@ -73,6 +81,8 @@ ERROR_TYPES: dict[ErrorCode, type[TandemError]] = {
     "incompatible_nodes": UnavailableError,
     "unavailable": UnavailableError,
     "overloaded": OverloadedError,
+    "rate_limited": RateLimitedError,
+    "suspected_poison": SuspectedPoisonError,
     "node_failed": NodeFailedError,
     "transfer_failed": NodeFailedError,
     "deadline_exceeded": DeadlineExceededError,

@@ -11,25 +11,26 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tandem.child_process import ChildProcess, LineSink, ProcessPlan, child_environment
 from tandem.client import Client
 from tandem.errors import TandemError
+from tandem.keys import KeyFolder
+from tandem.launch_plan import ROLES, ClusterPlan
 
 COORDINATOR_PORT = 7300
 GATEWAY_PORT = 7301
 # Below Linux' ephemeral range (32768-60999), so that no outgoing connection takes the port first.
 FREE_PORTS = range(20_000, 32_000)
+LOCAL_CLIENT, LOCAL_OPERATOR = ("client", "local"), ("operator", "local")
 POLL_S = 0.02
 KILL_WAIT_S = 5.0
 # Gateways and nodes report to the coordinator every second at least.
 ACQUAINTANCE_S = 15.0
-SHARE_OF_ALL_NODES = 0.8
-NODE_SHARE = 0.2
-NODE_RANK = 1
-DRAIN_RANKS = {"gateway": 0, "any node": NODE_RANK, "coordinator": 2}
+# Who takes new requests drains first, who keeps the books last.
+DRAIN_ORDER = (("gateway",), ("prefill_node", "decode_node"), ("coordinator",))
 
 
 class ClusterError(Exception):
@@ -37,12 +38,16 @@ class ClusterError(Exception):
 
 
 class LocalCluster:
-    """Coordinator, gateway, `num_prefill` and `num_decode` nodes; `with` starts and stops them.
+    """Coordinator, gateways, `num_prefill` and `num_decode` nodes; `with` starts and stops them.
 
     `*_args` are further flags of each process; `node_args` go to all nodes. Ports: None picks a
-    free one, a number must be free. `sink(name, line)` gets every line of output. Logs are in
-    `run_dir`; without one, in a temporary folder that a clean stop removes. `processes` is by
-    name: coordinator, gateway, prefill-0, ..., decode-0, ...
+    free one, a number must be free (`gateway_port` is the first gateway's). `sink(name, line)` gets
+    every line of output. Logs are in `run_dir`; without one, in a temporary folder that a clean
+    stop removes. `processes` is by name: coordinator, gateway, gateway-1, ..., prefill-0, ...,
+    decode-0, ...
+
+    `secure`: with keys, in `keys` (`run_dir`/keys); clients and operators use `key_name`.
+    `started_as` says what is started in place of a plan: benchmarks compose processes of their own.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class LocalCluster:
         model: str,
         num_prefill: int = 1,
         num_decode: int = 1,
+        num_gateways: int = 1,
         node_args: Sequence[str] = (),
         gateway_args: Sequence[str] = (),
         coordinator_args: Sequence[str] = (),
@@ -61,38 +67,62 @@ class LocalCluster:
         sink: LineSink | None = None,
         start_timeout_s: float = 300.0,
         drain_s: float = 30.0,
+        secure: bool = False,
+        started_as: Callable[[ProcessPlan], ProcessPlan] = lambda plan: plan,
     ) -> None:
-        if min(num_prefill, num_decode) < 1:
-            raise ValueError("a deployment needs at least one prefill and one decode node")
-        ports = _choose_ports(coordinator_port, gateway_port)
-        self.coordinator_address, self.gateway_address = (f"tcp://127.0.0.1:{p}" for p in ports)
+        if min(num_prefill, num_decode, num_gateways) < 1:
+            raise ValueError(
+                "a deployment needs at least one prefill node, decode node and gateway"
+            )
+        ports = _choose_ports(coordinator_port, gateway_port, *[None] * (num_gateways - 1))
+        self.coordinator_address, *self.gateway_addresses = [f"tcp://127.0.0.1:{p}" for p in ports]
         self.processes: dict[str, ChildProcess] = {}
         self._is_own_dir = run_dir is None
         self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="tandem-"))
+        self.keys = self.run_dir / "keys" if secure else None
+        if secure:  # all gateways but the first have keys of other names than clients expect
+            others = enumerate(self.gateway_addresses[1:], 1)
+            self.gateway_addresses[1:] = [f"{a}#gateway-{i}" for i, a in others]
         self._sink = sink or (lambda name, line: None)
         self._env = child_environment(os.environ, threads_per_node)
         self._start_timeout_s = start_timeout_s
         self._drain_s = drain_s
-        self.plans = plan_processes(
+        self._started_as = started_as
+        self._plan = ClusterPlan(
             model=model,
-            ports=ports,
+            run_dir=self.run_dir,
+            coordinator_port=ports[0],
+            gateway_ports=ports[1:],
             num_prefill=num_prefill,
             num_decode=num_decode,
-            run_dir=self.run_dir,
             node_args=node_args,
             gateway_args=gateway_args,
             coordinator_args=coordinator_args,
+            keys=self.keys,
         )
+        self.plans = {plan.name: plan for plan in self._plan.processes()}
+        self._num_starts: dict[str, int] = {}
+
+    @property
+    def key_name(self) -> str | None:
+        """Of the keys that clients and operators of this cluster may use."""
+        return None if self.keys is None else LOCAL_CLIENT[1]
+
+    @property
+    def gateway_address(self) -> str:
+        """The first gateway's."""
+        return self.gateway_addresses[0]
 
     def start(self) -> None:
         """Start all at once, wait until requests are served. Raises ClusterError, and kills all."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        if self.keys is not None:
+            KeyFolder.complete(self.keys, [LOCAL_CLIENT, LOCAL_OPERATOR])
         try:
-            for plan in self.plans:
-                self.processes[plan.name] = ChildProcess(
-                    plan, log=self.run_dir / f"{plan.name}.log", env=self._env, sink=self._sink
-                )
-            self._wait_until_ready()
+            for plan in self.plans.values():
+                self._launch(plan)
+            self._wait_for_addresses(list(self.plans))
+            self._wait_until_serving()
         except ClusterError:  # the logs say why: they stay
             self.kill()
             raise
@@ -101,12 +131,49 @@ class LocalCluster:
             self._remove_own_dir()
             raise
 
+    def restart(self, name: str) -> None:
+        """Drain a process that still runs, start it again, wait until it is ready.
+
+        Raises ClusterError where it does not end in `drain_s`, ends badly, or does not start.
+        """
+        process = self.processes[name]
+        if process.exit_status is None:
+            process.send_signal(signal.SIGINT)
+            if not process.wait(self._drain_s):
+                text = f"{name} did not end within {self._drain_s:g} s (log: {process.log})"
+                raise ClusterError(text)
+            if process.exit_status != 0:
+                raise ClusterError(self.explain_death(name))
+        self._launch(self.plans[name])
+        self._wait_for_addresses([name])
+
+    def start_extra(self, role: str) -> str:
+        """Start one more node, prefill or decode; returns its name once it is ready."""
+        if role not in ROLES:
+            raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
+        index = sum(plan.module == f"{role}_node" for plan in self.plans.values())
+        plan = self._plan.node(role, index)
+        self.plans[plan.name] = plan
+        self._launch(plan)
+        self._wait_for_addresses([plan.name])
+        return plan.name
+
+    def _launch(self, plan: ProcessPlan) -> None:
+        count = self._num_starts[plan.name] = self._num_starts.get(plan.name, 0) + 1
+        kind = {"gateway": "gateway", "coordinator": "coordinator"}.get(plan.module, "node")
+        if self.keys is not None:
+            KeyFolder.complete(self.keys, [(kind, plan.name)])
+        log = self.run_dir / (f"{plan.name}.log" if count == 1 else f"{plan.name}.{count}.log")
+        self.processes[plan.name] = ChildProcess(
+            self._started_as(plan), log=log, env=self._env, sink=self._sink
+        )
+
     def dead(self) -> list[str]:
         """Names of processes that have ended."""
         return [name for name, p in self.processes.items() if p.exit_status is not None]
 
     def logs(self, name: str) -> str:
-        """All output of a process so far."""
+        """All output of a process since it was last started."""
         return self.processes[name].log.read_text(encoding="utf-8")
 
     def explain_death(self, name: str) -> str:
@@ -119,7 +186,7 @@ class LocalCluster:
         )
 
     def stop(self) -> list[str]:
-        """Drain gateway, then nodes, then coordinator; returns the names that had to be killed.
+        """Drain gateways, then nodes, then coordinator; returns the names that had to be killed.
 
         Each group has `drain_s` seconds. May be called again.
         """
@@ -137,9 +204,9 @@ class LocalCluster:
             self._remove_own_dir()
         return killed
 
-    def kill(self) -> None:
-        """End all at once, without draining."""
-        self._kill(self.processes.values())
+    def kill(self, *names: str) -> None:
+        """End these at once, without draining; without names, all."""
+        self._kill([self.processes[name] for name in names or self.processes])
 
     def __enter__(self) -> "LocalCluster":
         self.start()
@@ -152,14 +219,14 @@ class LocalCluster:
         if self._is_own_dir:
             shutil.rmtree(self.run_dir, ignore_errors=True)
 
-    def _wait_until_ready(self) -> None:
+    def _wait_for_addresses(self, names: Sequence[str]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
         while True:
-            if dead := self.dead():
+            if dead := [name for name in self.dead() if name in names]:
                 raise ClusterError(self.explain_death(dead[0]))
-            waiting = [name for name, p in self.processes.items() if p.address is None]
+            waiting = [name for name in names if self.processes[name].address is None]
             if not waiting:
-                break
+                return
             if time.monotonic() > deadline:
                 last = "\n".join(self.processes[waiting[0]].last_lines()[-5:])
                 raise ClusterError(
@@ -167,20 +234,18 @@ class LocalCluster:
                     f"(logs in {self.run_dir}). {waiting[0]} said last:\n{last}"
                 )
             time.sleep(POLL_S)
+
+    def _wait_until_serving(self) -> None:
         try:
-            with Client(self.gateway_address) as client:
-                client.wait_until_ready(ACQUAINTANCE_S)
+            for address in self.gateway_addresses:
+                with Client(address, keys=self.keys, key_name=self.key_name) as client:
+                    client.wait_until_ready(ACQUAINTANCE_S)
         except TandemError as error:
             raise ClusterError(f"{error} (logs in {self.run_dir})") from None
 
     def _drain_order(self) -> Iterator[list[ChildProcess]]:
-        """No new requests first; who keeps the books last."""
-        for rank in sorted(set(DRAIN_RANKS.values())):
-            yield [
-                process
-                for name, process in self.processes.items()
-                if DRAIN_RANKS.get(name, NODE_RANK) == rank
-            ]
+        for modules in DRAIN_ORDER:
+            yield [p for name, p in self.processes.items() if self.plans[name].module in modules]
 
     def _kill(self, processes: Iterable[ChildProcess]) -> None:
         doomed = list(processes)
@@ -190,72 +255,14 @@ class LocalCluster:
             process.wait(KILL_WAIT_S)
 
 
-def plan_processes(
-    *,
-    model: str,
-    ports: tuple[int, int],
-    num_prefill: int,
-    num_decode: int,
-    run_dir: Path,
-    node_args: Sequence[str],
-    gateway_args: Sequence[str],
-    coordinator_args: Sequence[str],
-) -> tuple[ProcessPlan, ...]:
-    """What to start, nodes first (they take longest). `ports`: coordinator's and gateway's."""
-    coordinator = f"tcp://127.0.0.1:{ports[0]}"
-    common = ("--model", model, "--coordinator", coordinator)
-    share = _memory_share(num_prefill + num_decode, node_args)
-    nodes = [
-        ProcessPlan(
-            name=f"{role}-{index}",
-            module=f"{role}_node",
-            flags=(
-                *("--name", f"{role}-{index}", "--host", "127.0.0.1", "--port", "0"),
-                *(*common, "--run-dir", str(run_dir), *share, *node_args),
-            ),
-        )
-        for role, count in (("prefill", num_prefill), ("decode", num_decode))
-        for index in range(count)
-    ]
-    gateway = ProcessPlan(
-        name="gateway",
-        module="gateway",
-        flags=(
-            *("--host", "127.0.0.1", "--port", str(ports[1])),
-            *(*common, *gateway_args),
-        ),
-    )
-    return (
-        *nodes,
-        gateway,
-        ProcessPlan(
-            name="coordinator",
-            module="coordinator",
-            flags=("--host", "127.0.0.1", "--port", str(ports[0]), *coordinator_args),
-        ),
-    )
-
-
-def _memory_share(num_nodes: int, node_args: Sequence[str]) -> tuple[str, ...]:
-    """With many nodes on one host, smaller pools than a node alone would take."""
-    if num_nodes * NODE_SHARE <= SHARE_OF_ALL_NODES:
-        return ()
-    given = [arg for arg in node_args if arg.startswith(("--num-pages", "--memory-share"))]
-    return () if given else ("--memory-share", f"{SHARE_OF_ALL_NODES / num_nodes:.3f}")
-
-
-def _choose_ports(coordinator: int | None, gateway: int | None) -> tuple[int, int]:
+def _choose_ports(*wanted: int | None) -> list[int]:
     """The ports asked for, or free ones. Raises ValueError for one that is taken."""
-    for wanted in (coordinator, gateway):
-        if wanted is not None and not is_free(wanted):
-            raise ValueError(f"port {wanted} is taken: stop who listens there, or name another")
-    chosen = [port for port in (coordinator, gateway) if port is not None]
+    for port in wanted:
+        if port is not None and not is_free(port):
+            raise ValueError(f"port {port} is taken: stop who listens there, or name another")
     candidates = random.sample(FREE_PORTS, 200)
-    free = (port for port in candidates if port not in chosen and is_free(port))
-    return (
-        coordinator if coordinator is not None else next(free),
-        gateway if gateway is not None else next(free),
-    )
+    free = (port for port in candidates if port not in wanted and is_free(port))
+    return [next(free) if port is None else port for port in wanted]
 
 
 def is_free(port: int) -> bool:

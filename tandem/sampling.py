@@ -13,6 +13,8 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
+from tandem.messages.common import Finite, Int64
+
 T = TypeVar("T", int, float)
 
 MAX_LOGIT_BIAS_ENTRIES = 300
@@ -61,23 +63,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     seed: None draws one; the same seed, prompt and parameters give the same tokens.
     """
 
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Annotated[dict[int, float], Meta(max_length=MAX_LOGIT_BIAS_ENTRIES)] = {}
-    stop_token_ids: Annotated[tuple[int, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)] = ()
+    max_tokens: Int64 | None = None
+    temperature: Finite | None = None
+    top_k: Int64 | None = None
+    top_p: Finite | None = None
+    min_p: Finite | None = None
+    repetition_penalty: Finite | None = None
+    presence_penalty: Finite = 0.0
+    frequency_penalty: Finite = 0.0
+    logit_bias: Annotated[dict[Int64, Finite], Meta(max_length=MAX_LOGIT_BIAS_ENTRIES)] = {}
+    stop_token_ids: Annotated[tuple[Int64, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)] = ()
     stop: Annotated[
         tuple[Annotated[str, Meta(max_length=MAX_STOP_STRING_CHARS)], ...],
         Meta(max_length=MAX_STOP_STRINGS),
     ] = ()
     ignore_eos: bool = False
-    min_tokens: int = 0
-    logprobs: int | None = None
+    min_tokens: Int64 = 0
+    logprobs: Int64 | None = None
     seed: int | None = None
 
 

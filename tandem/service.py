@@ -6,6 +6,8 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
+from tandem.log_lines import PrintableFormatter
+
 
 def stop_on_signals() -> asyncio.Event:
     """An event that SIGINT and SIGTERM set; call it inside the running loop."""
@@ -35,6 +37,6 @@ async def run_until(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> N
 
 def log_to_stderr(level: str) -> None:
     """Show log lines from `level` on, one line each; standard output is for results."""
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -24,8 +24,9 @@ _S = RequestState
 _ENDS = frozenset({_S.FINISHED, _S.CANCELLED, _S.FAILED})
 
 TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
-    # Limits and deadlines may end a request before any node was asked for.
-    _S.RECEIVED: frozenset({_S.PLACING, _S.CANCELLED, _S.FAILED}),
+    # Limits and deadlines may end a request before any node was asked for, and what is resumed
+    # from another gateway may have been complete.
+    _S.RECEIVED: frozenset({_S.PLACING}) | _ENDS,
     _S.PLACING: frozenset({_S.PREFILLING, _S.CANCELLED, _S.FAILED}),
     # Straight to DECODING: prefill ran on the decode node, or the early copy of token 0 was lost.
     _S.PREFILLING: frozenset({_S.TRANSFERRING, _S.DECODING, _S.PLACING}) | _ENDS,

@@ -2,12 +2,21 @@
 
 import asyncio
 import uuid
+from typing import Any
 
+import msgspec
 import zmq.asyncio
 
 from tandem.errors import UnavailableError
+from tandem.keys import COORDINATOR, Keyring
 from tandem.messages.client import Malformed
-from tandem.messages.membership import ClusterStatus, NodeStatus, PageCounts, StatusQuery
+from tandem.messages.membership import (
+    ClusterStatus,
+    GatewayStatus,
+    NodeStatus,
+    PageCounts,
+    StatusQuery,
+)
 from tandem.messages.placement import ClassCounts
 from tandem.sockets import Link
 from tandem.tables import format_table
@@ -17,42 +26,71 @@ ANSWER_S = 5.0
 PAGE_STATES = PageCounts.__struct_fields__
 
 
-async def query_status(coordinator: str) -> ClusterStatus:
+def operator_link(
+    context: zmq.asyncio.Context,
+    union: Any,  # noqa: ANN401  a type expression
+    coordinator: str,
+    keys: Keyring | None,
+) -> Link[Any]:
+    """A link of a command to the coordinator."""
+    name = "anonymous" if keys is None else keys.name
+    return Link(
+        context,
+        union,
+        identity=f"operator/{name}/{uuid.uuid4().hex}".encode(),
+        address=coordinator,
+        keys=keys,
+        server="/".join(COORDINATOR),
+    )
+
+
+async def query_status(coordinator: str, keys: Keyring | None = None) -> ClusterStatus:
     """Ask a coordinator. Raises UnavailableError where none answers in time."""
     context = zmq.asyncio.Context()
+    link: Link[ClusterStatus | Malformed] | None = None
     try:
+        link = operator_link(context, ClusterStatus | Malformed, coordinator, keys)
         async with asyncio.timeout(ANSWER_S):
-            return await _ask(context, coordinator)
+            return await _collect(link)
     except TimeoutError:
+        trouble = None if link is None else link.trouble
         raise UnavailableError(
-            f"no coordinator answers at {coordinator} within {ANSWER_S:g} s: start a deployment "
+            trouble
+            or f"no coordinator answers at {coordinator} within {ANSWER_S:g} s: start a deployment "
             "with `tandem up --model MODEL`, or name the right address (the coordinator prints it "
             "as `ready coordinator tcp://host:port`)",
             code="unavailable",
         ) from None
     finally:
+        if link is not None:
+            link.close()
         context.term()
 
 
-async def _ask(context: zmq.asyncio.Context, coordinator: str) -> ClusterStatus:
-    link: Link[ClusterStatus | Malformed] = Link(
-        context,
-        ClusterStatus | Malformed,
-        identity=f"operator/{uuid.uuid4().hex}".encode(),
-        address=coordinator,
-    )
-    try:
-        link.send(StatusQuery())
-        answer = await anext(link.messages())
-    finally:
-        link.close()
-    if isinstance(answer, Malformed):
-        raise UnavailableError(
-            f"the coordinator at {coordinator} cannot read this program's messages: "
-            f"{answer.message}",
-            code="unavailable",
+async def _collect(link: Link[ClusterStatus | Malformed]) -> ClusterStatus:
+    """All pieces of a status as one: a large deployment does not fit one message."""
+    answers = link.messages()
+    query = StatusQuery()
+    nodes: list[NodeStatus] = []
+    gateways: list[GatewayStatus] = []
+    while True:
+        link.send(query)
+        answer = await anext(answers)
+        if isinstance(answer, Malformed):
+            raise UnavailableError(
+                f"the coordinator at {link.address} cannot read this program's messages: "
+                f"{answer.message}",
+                code="unavailable",
+            )
+        nodes += answer.nodes
+        gateways += answer.gateways
+        if not answer.has_more:
+            whole = {"nodes": tuple(nodes), "gateways": tuple(gateways)}
+            return msgspec.structs.replace(answer, **whole)
+        query = StatusQuery(
+            after_node=nodes[-1].node_id if nodes else None,
+            after_gateway=gateways[-1].gateway_id if gateways else None,
         )
-    return answer
 
 
 def render_status(status: ClusterStatus) -> str:
@@ -60,7 +98,7 @@ def render_status(status: ClusterStatus) -> str:
     model = status.model
     lines = [
         f"coordinator up {_duration(status.uptime_s)}, {status.num_live_requests} live requests, "
-        f"{status.num_dropped_messages} messages dropped",
+        f"{status.num_dropped_messages} messages dropped, {status.num_shed} requests shed",
         "model       "
         + (
             f"{model.served_name} ({model.dtype}, context {model.max_model_len:,}, weights "
@@ -70,13 +108,18 @@ def render_status(status: ClusterStatus) -> str:
         ),
         "",
         *_node_table(status.nodes),
+        *(f"down lately: {d.node_id}, epoch {d.epoch}: {d.reason}" for d in status.downs),
         "",
         *_page_table(status.nodes),
         "",
         *format_table(
             ("gateway", "live requests", "heartbeat"),
             [
-                (g.gateway_id, str(g.num_live_requests), f"{g.heartbeat_age_s:.1f} s ago")
+                (
+                    f"{g.gateway_id}, draining" if g.draining else g.gateway_id,
+                    str(g.num_live_requests),
+                    f"{g.heartbeat_age_s:.1f} s ago",
+                )
                 for g in status.gateways
             ],
         ),
@@ -89,7 +132,7 @@ def render_status(status: ClusterStatus) -> str:
 def _node_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
     header = (
         "node", "role", "epoch", "prefill waiting", "decoding", "decode waiting", "transfers",
-        "steps", "heartbeat", "address",
+        "steps", "in a step for", "cached prefixes", "heartbeat", "address",
     )  # fmt: skip
     rows = []
     for node in nodes:
@@ -111,6 +154,8 @@ def _node_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
                 describe_role(node),
                 str(node.epoch),
                 *(str(count) for count in counts),
+                f"{load.step_age_s:.1f} s" if load and load.has_work else "-",
+                str(node.num_cached_prefixes),
                 f"{node.heartbeat_age_s:.1f} s ago",
                 node.control_address,
             )
@@ -148,7 +193,7 @@ def _class_table(classes: tuple[ClassCounts, ...]) -> list[str]:
 
 
 def describe_role(node: NodeStatus) -> str:
-    """`prefill`, `decode`, or the shares of both; `, draining` where it leaves."""
+    """`prefill`, `decode`, or the shares of both; whether it is slow, or leaves."""
     prefill, decode = node.weights.prefill, node.weights.decode
     if prefill and decode:
         role = f"{prefill / (prefill + decode):.0%} prefill"
@@ -156,7 +201,7 @@ def describe_role(node: NodeStatus) -> str:
         role = "prefill" if prefill else "decode"
     else:
         role = "closed"
-    return f"{role}, draining" if node.draining else role
+    return role + ", slow" * node.is_slow + ", draining" * node.draining
 
 
 def _duration(seconds: float) -> str:

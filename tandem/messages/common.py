@@ -1,5 +1,6 @@
 """Values that several links share: identities, errors, SLA targets, timelines."""
 
+import sys
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,9 +12,13 @@ NAMES_ADVICE = (
 Address = Annotated[str, msgspec.Meta(max_length=256)]
 ShortText = Annotated[str, msgspec.Meta(max_length=2000)]
 RequestId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+PeerId = Annotated[bytes, msgspec.Meta(min_length=1, max_length=255)]  # a routing identity
+CurveKey = Annotated[str, msgspec.Meta(min_length=40, max_length=40)]  # Z85 of a public key
 Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Attempt = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]  # no NaN
 Duration = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Seed = Annotated[int, msgspec.Meta(ge=0)]  # MessagePack itself ends at 2**64 - 1
 
@@ -28,9 +33,11 @@ ErrorCode = Literal[
     "incompatible_nodes",
     "overloaded",
     "deadline_exceeded",
+    "rate_limited",
     "cancelled",
     "node_failed",
     "transfer_failed",
+    "suspected_poison",
     "unavailable",
     "internal",
 ]
@@ -76,8 +83,8 @@ class NodeRef(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class TokenLogprobs(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True):
     """Log-probability of a token and of the best alternatives, from the raw logits."""
 
-    logprob: float
-    top: tuple[tuple[TokenId, float], ...] = ()
+    logprob: Finite
+    top: tuple[tuple[TokenId, Finite], ...] = ()
 
 
 class PrefillReport(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,6 +104,7 @@ class DecodeReport(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     started_after_s: Duration
     ended_after_s: Duration
     transfer_bytes: Counter
+    num_cached_tokens: Counter = 0
 
 
 class Timeline(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,13 +113,13 @@ class Timeline(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     A stage that never happened is None. Dashboards, metrics and benchmarks read this record.
     """
 
-    received_unix_s: float
-    placed_s: float | None = None
-    prefill_start_s: float | None = None
-    first_token_s: float | None = None
-    transfer_end_s: float | None = None
-    decode_start_s: float | None = None
-    finished_s: float | None = None
+    received_unix_s: Finite
+    placed_s: Finite | None = None
+    prefill_start_s: Finite | None = None
+    first_token_s: Finite | None = None
+    transfer_end_s: Finite | None = None
+    decode_start_s: Finite | None = None
+    finished_s: Finite | None = None
     prefill_node: Name | None = None
     decode_node: Name | None = None
     transfer_bytes: Counter = 0

@@ -14,11 +14,13 @@ from tandem.messages.common import (
     Address,
     Attempt,
     Counter,
+    CurveKey,
     Duration,
     ErrorCode,
     Message,
     ModelIdentity,
     Name,
+    PeerId,
     PrefillReport,
     RequestId,
     ShortText,
@@ -30,8 +32,21 @@ from tandem.messages.common import (
 Checksum = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
 
 
+class TransportOffer(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A way into the owner's pool. `key` is the CURVE key of a bulk socket, where it has one."""
+
+    transport: Name
+    address: Address
+    key: CurveKey | None = None
+
+
 class WriterHello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """A writer opens the link. Transports in its order of preference; `host_id` names the boot."""
+    """A writer opens the link; `host_id` names the boot, `transports` what it can speak.
+
+    First without `chosen`; once it has measured the owner's offers, with the one that it will use,
+    until the owner confirms it. `bulk_key` is the CURVE key of its bulk sockets. Repeated while the
+    link lives, it tells of the step loop as `NodeLoad` does: whether a silent writer is only busy.
+    """
 
     node_id: Name
     incarnation: Counter
@@ -40,17 +55,22 @@ class WriterHello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     model: ModelIdentity
     host_id: Name
     transports: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=8)]
+    chosen: Name | None = None
+    bulk_key: CurveKey | None = None
+    has_work: bool = False
+    step_age_s: Duration = 0.0
+    predicted_step_s: Duration = 0.0
 
 
 class OwnerWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """The owner's choice of transport and where to open it."""
+    """What the owner offers to this writer; with `transport` the writer's choice is confirmed."""
 
     node_id: Name
     incarnation: Counter
     epoch: Counter
     num_pages: Counter
-    transport: Name
-    transport_address: Address
+    offers: Annotated[tuple[TransportOffer, ...], msgspec.Meta(min_length=1, max_length=8)]
+    transport: Name | None = None
 
 
 class OwnerRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -61,10 +81,18 @@ class OwnerRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Reserve(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Ask for pages that hold `num_tokens` and for room to grow to `max_total_tokens`."""
+    """Ask for pages that hold `num_tokens` and for room to grow to `max_total_tokens`.
+
+    `page_hashes` are the 16-byte hashes of the full pages among them: what the owner has already
+    need not be sent. `gateway` commanded the attempt, under the routing identity by which nodes
+    know it: the owner may ask it whether the attempt is wanted. `owner_incarnation` is the process
+    that is meant: its successor at the same address knows nothing of the attempt.
+    """
 
     request_id: RequestId
     attempt: Attempt
+    owner_incarnation: Counter
+    gateway: PeerId
     num_tokens: Counter
     max_total_tokens: Counter
     sequence: Counter
@@ -73,13 +101,17 @@ class Reserve(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
 
 class Grant(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Pages to write, in prompt order, after the `num_cached_tokens` that the owner has."""
+    """Pages to write, in prompt order, after the `num_cached_tokens` that the owner has.
+
+    `cached_page_indices` hold those; the writer may read them while the grant lives.
+    """
 
     request_id: RequestId
     attempt: Attempt
     grant_id: Counter
     page_indices: TokenIds
     num_cached_tokens: Counter
+    cached_page_indices: TokenIds = msgspec.field(default_factory=TokenIds)
 
 
 class ReserveQueued(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

@@ -1,5 +1,6 @@
 """Node <-> coordinator, and the operator's questions: membership, heartbeats, status, drain."""
 
+from tandem.frames import Blob
 from tandem.layout import KVLayout
 from tandem.messages.common import (
     Address,
@@ -11,7 +12,7 @@ from tandem.messages.common import (
     ShortText,
     Wire,
 )
-from tandem.messages.placement import ClassCounts
+from tandem.messages.placement import ClassCounts, NodeDown
 
 
 class RoleWeights(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,6 +78,20 @@ class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_requests: Counter
     num_tokens_out: Counter
     pages: PageCounts
+    has_work: bool = False
+    predicted_step_s: Duration = 0.0
+
+
+class CacheDelta(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What entered and left a node's prefix cache: routing prefixes of page hashes, 8 bytes each.
+
+    Delta `number` follows `number - 1`; a snapshot follows nothing and replaces everything.
+    """
+
+    number: Counter
+    is_snapshot: bool
+    added: Blob
+    removed: Blob
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -88,13 +103,19 @@ class Heartbeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     sequence: Counter
     draining: bool
     load: NodeLoad
+    cache: CacheDelta | None = None
 
 
 class HeartbeatAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Renews the node's lease, counted from when that heartbeat was sent."""
+    """Renews the node's lease, counted from when that heartbeat was sent.
+
+    `wants_snapshot`: a cache delta is missing here. `drain`: an operator wants the node to leave.
+    """
 
     epoch: Counter
     sequence: Counter
+    wants_snapshot: bool = False
+    drain: bool = False
 
 
 class Goodbye(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -112,7 +133,25 @@ class Rejoin(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 
 class StatusQuery(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """An operator asks for the state of everything."""
+    """An operator asks for the state of everything; for what comes after these names, in order."""
+
+    after_node: Name | None = None
+    after_gateway: Name | None = None
+
+
+class DrainMember(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """An operator wants a node or gateway to finish what it has and leave; `force`: also the last
+    node of a role."""
+
+    name: Name
+    force: bool = False
+
+
+class DrainAnswer(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Whether the member will drain, or why not."""
+
+    accepted: bool
+    message: ShortText
 
 
 class NodeStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,6 +166,8 @@ class NodeStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     heartbeat_age_s: Duration
     draining: bool
     load: NodeLoad | None
+    is_slow: bool = False
+    num_cached_prefixes: Counter = 0
 
 
 class GatewayStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,10 +176,15 @@ class GatewayStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True)
     gateway_id: Name
     num_live_requests: Counter
     heartbeat_age_s: Duration
+    draining: bool = False
 
 
 class ClusterStatus(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """The state of everything."""
+    """The state of everything, members in the order of their names.
+
+    `has_more`: a message may not be longer; ask again after the last names. `downs` are the nodes
+    that went down lately, `num_shed` counts placements that were refused for overload.
+    """
 
     coordinator_incarnation: Counter
     uptime_s: Duration
@@ -148,7 +194,11 @@ class ClusterStatus(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     classes: tuple[ClassCounts, ...]
     num_live_requests: Counter
     num_dropped_messages: Counter
+    num_shed: Counter = 0
+    downs: tuple[NodeDown, ...] = ()
+    has_more: bool = False
 
 
+FromOperator = StatusQuery | DrainMember
 FromNode = NodeHello | Heartbeat | Goodbye
 ToNode = NodeWelcome | NodeRefused | HeartbeatAck | Rejoin

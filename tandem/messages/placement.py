@@ -11,6 +11,7 @@ from tandem.messages.common import (
     Duration,
     ErrorCode,
     FinishReason,
+    Int64,
     Message,
     ModelIdentity,
     Name,
@@ -23,12 +24,17 @@ from tandem.messages.common import (
 
 
 class GatewayHello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """A gateway introduces itself; resent every second as its heartbeat."""
+    """A gateway introduces itself; resent every second as its heartbeat.
+
+    `nodes` have its requests: one that died while there was no coordinator is told by `NodeDown`.
+    """
 
     gateway_id: Name
     incarnation: Counter
     model: ModelIdentity
     num_live_requests: Counter
+    is_draining: bool = False
+    nodes: Annotated[tuple[NodeRef, ...], msgspec.Meta(max_length=4096)] = ()
 
 
 class NodeDown(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -42,8 +48,9 @@ class NodeDown(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 class GatewayWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Answer to every hello: the classes on offer and the state of the pools.
 
-    `max_model_len` is the nodes' (None before the first node). `recent_downs` repeats what a lost
-    `NodeDown` said.
+    `max_model_len`, `page_size` and `kv_dtype` are the nodes' (None before the first node).
+    `recent_downs` repeats what a lost `NodeDown` said; from `draining_nodes` requests may move
+    away; `drain`: an operator wants this gateway to leave.
     """
 
     coordinator_incarnation: Counter
@@ -52,6 +59,10 @@ class GatewayWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=T
     num_prefill_nodes: Counter
     num_decode_nodes: Counter
     max_model_len: Counter | None = None
+    page_size: Counter | None = None
+    kv_dtype: Name | None = None
+    draining_nodes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=256)] = ()
+    drain: bool = False
     recent_downs: Annotated[tuple[NodeDown, ...], msgspec.Meta(max_length=256)] = ()
 
 
@@ -62,7 +73,13 @@ class GatewayRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Place(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Ask for nodes; idempotent by (gateway incarnation, request, attempt)."""
+    """Ask for nodes; idempotent by (gateway incarnation, request, attempt).
+
+    `prefix_hashes` are routing prefixes (8 bytes each) of the prompt's page hashes. `avoid` are
+    nodes that failed earlier attempts, `num_deaths` how many of those their nodes' deaths ended
+    (two make a suspect, which runs alone). `move_from` is a draining node that holds the request's
+    KV: it prefills from its cache, another one decodes.
+    """
 
     gateway_id: Name
     incarnation: Counter
@@ -75,8 +92,12 @@ class Place(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     ttft_ms: Duration | None
     tpot_ms: Duration | None
     tenant: Name
-    priority: int
+    priority: Int64
     prefix_hashes: Blob
+    tenant_weight: Duration = 1.0
+    avoid: Annotated[tuple[Name, ...], msgspec.Meta(max_length=16)] = ()
+    num_deaths: Counter = 0
+    move_from: Name | None = None
 
 
 class Placed(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

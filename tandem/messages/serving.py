@@ -10,6 +10,7 @@ from tandem.messages.common import (
     Duration,
     ErrorCode,
     FinishReason,
+    Int64,
     Message,
     Name,
     NodeRef,
@@ -43,7 +44,7 @@ class RequestSpec(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: Seed
     choice: Counter
     tenant: Name
-    priority: int
+    priority: Int64
     targets: SlaTargets
     deadline_s: Duration | None
     sequence: Counter
@@ -137,6 +138,41 @@ class EmissionAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
     ended: tuple[tuple[RequestId, Attempt], ...]
 
 
+class AskAttempt(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Is the attempt still there? Asked of a decode node whose prefill node is lost, and of nodes
+    that have said nothing for long."""
+
+    request_id: RequestId
+    attempt: Attempt
+
+
+class AttemptStatus(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Answer to `AskAttempt`: with its KV (or its end) there, the attempt goes on.
+
+    `is_here`: the node waits for it, computes it, or sends it.
+    """
+
+    request_id: RequestId
+    attempt: Attempt
+    has_kv: bool
+    is_here: bool = False
+
+
+class Adopt(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """A decode node granted pages to an attempt whose command it has not seen: is it wanted?"""
+
+    request_id: RequestId
+    attempt: Attempt
+
+
+class Adopted(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Answer to `Adopt`; an attempt that is not wanted is over."""
+
+    request_id: RequestId
+    attempt: Attempt
+    is_wanted: bool
+
+
 class PeerBeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The gateway lives; renews its lease at the node."""
 
@@ -144,5 +180,5 @@ class PeerBeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, t
     incarnation: Counter
 
 
-FromGatewayToNode = Prefill | Decode | Cancel | EmissionAck | PeerBeat
-FromNodeToGateway = CommandAck | CommandRefused | Emission
+FromGatewayToNode = Prefill | Decode | Cancel | EmissionAck | AskAttempt | Adopted | PeerBeat
+FromNodeToGateway = CommandAck | CommandRefused | Emission | AttemptStatus | Adopt

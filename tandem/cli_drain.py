@@ -1,0 +1,155 @@
+"""`tandem drain`: ask a node or gateway to finish what it has and leave."""
+
+import argparse
+import asyncio
+import os
+import sys
+
+import zmq.asyncio
+
+from tandem.cli_keys import add_flags, keyring
+from tandem.errors import UnavailableError
+from tandem.keys import Keyring
+from tandem.messages.client import Malformed
+from tandem.messages.membership import (
+    ClusterStatus,
+    DrainAnswer,
+    DrainMember,
+    GatewayStatus,
+    NodeStatus,
+)
+from tandem.sockets import Link
+from tandem.status import DEFAULT_COORDINATOR, operator_link, query_status
+
+ASK_AGAIN_S = 1.0
+ANSWER_S = 5.0
+WATCH_S = 0.5
+Member = NodeStatus | GatewayStatus
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser(
+        "drain",
+        help="let a node or gateway finish what it has, then leave",
+        description="Nothing new is placed on the member; what a decode node still runs moves to "
+        "others. The process ends by itself, with exit status 0.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="as `tandem status` shows it")
+    parser.add_argument("--force", action="store_true", help="also where it is the last of a role")
+    parser.add_argument("--wait", action="store_true", help="return when it has left")
+    parser.add_argument(
+        "--coordinator",
+        metavar="ADDRESS",
+        default=os.environ.get("TANDEM_COORDINATOR") or DEFAULT_COORDINATOR,
+        help="[TANDEM_COORDINATOR; default %(default)s]",
+    )
+    add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status: 0 where it drains (with --wait: has left), 1 where it does not."""
+    keys = keyring(args, "operator")
+    return asyncio.run(
+        drain(args.coordinator, args.name, force=args.force, wait=args.wait, keys=keys)
+    )
+
+
+async def drain(
+    coordinator: str, name: str, *, force: bool, wait: bool, keys: Keyring | None = None
+) -> int:
+    """See `run`. Raises UnavailableError where no coordinator answers."""
+    before = None
+    if wait:
+        before = find_member(await query_status(coordinator, keys), name)
+    answer = await ask(coordinator, DrainMember(name=name, force=force), keys)
+    if not answer.accepted:
+        print(f"tandem drain: {answer.message}", file=sys.stderr)
+        return 1
+    print(answer.message, flush=True)
+    if wait:
+        await watch(coordinator, name, before, keys)
+    return 0
+
+
+async def ask(coordinator: str, message: DrainMember, keys: Keyring | None = None) -> DrainAnswer:
+    """Ask until answered, for up to `ANSWER_S`: to ask twice is as good as once."""
+    context = zmq.asyncio.Context()
+    try:
+        link = operator_link(context, DrainAnswer | Malformed, coordinator, keys)
+    except ValueError:
+        context.term()
+        raise
+    answer: DrainAnswer | Malformed
+    asking = asyncio.create_task(_repeat(link, message))
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            answer = await anext(link.messages())
+    except TimeoutError:
+        text = link.trouble or f"no coordinator answers at {coordinator} within {ANSWER_S:g} s"
+        raise UnavailableError(text, code="unavailable") from None
+    finally:
+        asking.cancel()
+        link.close()
+        context.term()
+    if isinstance(answer, Malformed):
+        text = f"the coordinator at {coordinator} cannot read this message: {answer.message}"
+        raise UnavailableError(text, code="unavailable")
+    return answer
+
+
+async def _repeat(link: Link[DrainAnswer | Malformed], message: DrainMember) -> None:
+    while True:
+        link.send(message)
+        await asyncio.sleep(ASK_AGAIN_S)
+
+
+async def watch(
+    coordinator: str, name: str, seen: Member | None, keys: Keyring | None = None
+) -> None:
+    """Say what is left whenever that changes, until the member has left."""
+    last = ""
+    while True:
+        member = find_member(await query_status(coordinator, keys), name)
+        if member is None or has_come_back(seen, member):
+            print(f"{name} has left" + (" and is back" if member else ""), flush=True)
+            return
+        text = describe_rest(member)
+        if text != last:
+            print(f"{name}: {text}", flush=True)
+        seen, last = member, text
+        await asyncio.sleep(WATCH_S)
+
+
+def find_member(status: ClusterStatus, name: str) -> Member | None:
+    """The node or gateway of that name."""
+    members: list[tuple[str, Member]] = [(node.node_id, node) for node in status.nodes]
+    members += [(gateway.gateway_id, gateway) for gateway in status.gateways]
+    return dict(members).get(name)
+
+
+def has_come_back(seen: Member | None, member: Member) -> bool:
+    """Whether the name belongs to another process by now, one that does not drain."""
+    if seen is None or member.draining:
+        return False
+    is_other = (
+        isinstance(seen, NodeStatus)
+        and isinstance(member, NodeStatus)
+        and seen.epoch != member.epoch
+    )
+    return seen.draining or is_other
+
+
+def describe_rest(member: Member) -> str:
+    """What is left to do, in words."""
+    if isinstance(member, GatewayStatus):
+        return f"{member.num_live_requests} live requests"
+    if member.load is None:
+        return "no word from it yet"
+    load = member.load
+    return (
+        f"{load.num_prefill_waiting} prompts, {load.num_decode_running} decoding, "
+        f"{load.num_decode_waiting} waiting to decode, {load.num_transfers} transfers, "
+        f"{load.num_requests} requests in all"
+    )

@@ -1,0 +1,144 @@
+"""`tandem keys`: make, rotate, list and remove the keys of a deployment (SECURITY.md)."""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tandem.keys import GRACE_S, KINDS, KeyFolder, Keyring, require_private
+from tandem.tables import format_table
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser(
+        "keys",
+        help="make, rotate, list and remove keys",
+        description="Manages a folder of keys. Every process and client gets --keys FOLDER; its "
+        "host needs FOLDER/public, its own secret keys, and on nodes and gateways "
+        "FOLDER/prefix.key (SECURITY.md has the commands).",
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_action(actions, "init", "make a folder with the coordinator's key", owned=False)
+    _add_action(actions, "add", "make a key for a process, a client or an operator")
+    rotate = _add_action(
+        actions, "rotate", "make a new key; the present one is accepted for a while"
+    )
+    rotate.add_argument(
+        "--grace-s",
+        type=float,
+        default=GRACE_S,
+        metavar="X",
+        help="seconds for which others accept the present key; 0 where it was stolen "
+        "[default %(default)g]",
+    )
+    _add_action(actions, "list", "show who has a key", owned=False)
+    _add_action(actions, "remove", "accept a key no more; its connections end within a second")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """`--keys` and `--key-name`, for commands that talk to a deployment."""
+    parser.add_argument(
+        "--keys",
+        metavar="FOLDER",
+        default=os.environ.get("TANDEM_KEYS"),
+        help="keys folder, where the deployment has keys [TANDEM_KEYS]",
+    )
+    parser.add_argument(
+        "--key-name", metavar="NAME", help="which key, where the folder has several of the kind"
+    )
+
+
+def keyring(args: argparse.Namespace, kind: str) -> Keyring | None:
+    """The keys that the flags name."""
+    return None if args.keys is None else Keyring(Path(args.keys), kind, args.key_name)
+
+
+def _add_action(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    *,
+    owned: bool = True,
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+    if owned:
+        parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+        parser.add_argument("name", metavar="NAME", help="as the process's --name")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0. Raises ValueError with advice."""
+    actions: dict[str, Callable[[argparse.Namespace], str]] = {
+        "init": _init,
+        "add": _add,
+        "rotate": _rotate,
+        "list": _list,
+        "remove": _remove,
+    }
+    try:
+        print(actions[args.action](args))
+    except OSError as error:
+        raise ValueError(f"cannot write to {args.folder}: {error.strerror}") from None
+    return 0
+
+
+def _init(args: argparse.Namespace) -> str:
+    KeyFolder.create(args.folder)
+    return (
+        f"{args.folder} has the coordinator's key. Next:\n"
+        f"  tandem keys add gateway gateway {args.folder}\n"
+        f"  tandem keys add node NAME {args.folder}\n"
+        f"  tandem keys add client NAME {args.folder}"
+    )
+
+
+def _add(args: argparse.Namespace) -> str:
+    KeyFolder(args.folder).add(args.kind, args.name)
+    return (
+        f"{args.kind}/{args.name} has a key. Copy {args.folder}/public to every host, and "
+        f"{KeyFolder(args.folder).secret_path(args.kind, args.name)} to its own"
+    )
+
+
+def _rotate(args: argparse.Namespace) -> str:
+    KeyFolder(args.folder).rotate(args.kind, args.name, grace_s=args.grace_s)
+    return (
+        f"{args.kind}/{args.name} has a new key; the previous one is accepted for "
+        f"{args.grace_s:g} s. Running processes take it up by themselves. Other hosts: copy "
+        f"{args.folder}/public there first, then the secret key to its own"
+    )
+
+
+def _remove(args: argparse.Namespace) -> str:
+    KeyFolder(args.folder).remove(args.kind, args.name)
+    return f"{args.kind}/{args.name} has no key. Other hosts: delete its file below public there"
+
+
+def _list(args: argparse.Namespace) -> str:
+    require_private(args.folder)
+    keys = KeyFolder(args.folder)
+    rows = []
+    for kind, name in keys.owners():
+        try:
+            public = keys.public(kind, name)
+        except ValueError:
+            rows.append((kind, name, "unreadable", "-", "-"))
+            continue
+        left_s = public.previous_until - time.time()
+        rows.append(
+            (
+                kind,
+                name,
+                public.current[:8],
+                "here" if keys.secret_path(kind, name).is_file() else "elsewhere",
+                f"for {left_s:.0f} s" if left_s > 0 else "-",
+            )
+        )
+    return "\n".join(
+        format_table(("kind", "name", "public key", "secret key", "previous accepted"), rows)
+    )
