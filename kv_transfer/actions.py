@@ -59,6 +59,21 @@ class StopWriting:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPages:
+    """Bulk: copy the owner's `owner_pages[i]`, held for this grant, to our `own_pages[i]`.
+
+    Answered by `PagesRead` or `ReadFailed`, also after a `StopWriting`. What was read may be
+    trusted once the owner has accepted the Commit: until then it held those pages.
+    """
+
+    key: TransferKey
+    owner: NodeRef
+    grant_id: int
+    owner_pages: tuple[int, ...]
+    own_pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SourceReleased:
     """For the prefill guest: nothing reads the transfer's source pages any more."""
 
@@ -67,9 +82,21 @@ class SourceReleased:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """For the prefill guest: the owner has room; the prompt may run."""
+    """For the prefill guest: the owner has room; the prompt may run.
+
+    The owner has the first `num_cached_tokens`; its pages of them may be read (`read`).
+    """
 
     key: TransferKey
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEnded:
+    """For the prefill guest: the pages hold what was read, after `seconds`; None: nothing."""
+
+    key: TransferKey
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +125,11 @@ class TransferFailed:
 OutgoingAction = (
     SendToOwner
     | WritePages
+    | ReadPages
     | StopWriting
     | SourceReleased
     | Granted
+    | ReadEnded
     | Parked
     | Committed
     | TransferFailed
@@ -119,11 +148,12 @@ class ReplyToWriter:
 
 @dataclass(frozen=True, slots=True)
 class OpenGrant:
-    """Bulk: from now on the writer may fill these pages under this grant."""
+    """Bulk: from now on the writer may fill `pages` and read `readable_pages` under this grant."""
 
     grant_id: int
     writer: bytes
     pages: tuple[int, ...]
+    readable_pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +177,30 @@ class VerifyPages:
 
 
 @dataclass(frozen=True, slots=True)
+class FenceWriter:
+    """Bulk: end the process behind this identity, so that it can write no more.
+
+    Answered by `WriterGone`; by nothing where its transport has no fence.
+    """
+
+    writer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """For the operator: a line of the log."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived:
     """For the decode guest: the attempt's KV is READY in `pages`, which the guest now owns.
 
-    The pages hold `num_tokens` tokens; `first_token` comes after them. `num_promised` further pages
-    are promised in the ledger for growth; taking or unpromising them is the guest's business now.
+    The pages hold `num_tokens` tokens; `first_token` comes after them. The first `num_cached` pages
+    were in this node's prefix cache under `cached_hashes` and are held by this request as well;
+    the guest checks that those are the hashes of its own request. `num_promised` further pages are
+    promised in the ledger for growth; taking or unpromising them is the guest's business now.
     """
 
     key: TransferKey
@@ -160,6 +209,12 @@ class Arrived:
     num_tokens: int
     num_bytes: int
     first_token: FirstToken
+    cached_hashes: tuple[bytes, ...] = ()
+
+    @property
+    def num_cached(self) -> int:
+        """Leading pages that were not sent."""
+        return len(self.cached_hashes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +229,16 @@ class ArrivalFailed:
     message: str
 
 
-IncomingAction = ReplyToWriter | OpenGrant | CloseGrant | VerifyPages | Arrived | ArrivalFailed
+IncomingAction = (
+    ReplyToWriter
+    | OpenGrant
+    | CloseGrant
+    | VerifyPages
+    | FenceWriter
+    | Notice
+    | Arrived
+    | ArrivalFailed
+)
 
 # --- told to the machines by the bulk thread -----------------------------------------------------
 
@@ -216,4 +280,29 @@ class GrantClosed:
     remote_writer_stopped: bool
 
 
-BulkEvent = PagesWritten | WriteFailed | PagesVerified | GrantClosed
+@dataclass(frozen=True, slots=True)
+class PagesRead:
+    """Writer: the `ReadPages` of this transfer returned, after `seconds`."""
+
+    key: TransferKey
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFailed:
+    """Writer: the `ReadPages` will not complete; nothing of it is running any more."""
+
+    key: TransferKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriterGone:
+    """Owner: proof that the process behind this identity has ended; it writes nothing any more."""
+
+    writer: bytes
+
+
+WriterEvent = PagesWritten | WriteFailed | PagesRead | ReadFailed
+OwnerEvent = PagesVerified | GrantClosed | WriterGone
+BulkEvent = WriterEvent | OwnerEvent

@@ -5,6 +5,8 @@ from collections import Counter, OrderedDict
 from enum import Enum
 
 from kv_transfer.actions import TransferKey
+from node.page_pool import Claim
+from scheduling.page_hash import DIGEST_BYTES
 from tandem.layout import KVLayout
 from tandem.messages.common import ErrorCode
 from tandem.messages.handoff import Commit, Reserve
@@ -26,6 +28,7 @@ class Arrival:
 
     __slots__ = (
         "_grant_id",
+        "cached_pages",
         "commit",
         "deadline",
         "heard_at",
@@ -36,6 +39,7 @@ class Arrival:
         "max_total_tokens",
         "num_promised",
         "num_tokens",
+        "page_hashes",
         "pages",
         "phase",
         "sequence",
@@ -51,11 +55,13 @@ class Arrival:
         self.num_tokens = reserve.num_tokens
         self.max_total_tokens = reserve.max_total_tokens
         self.sequence = reserve.sequence
+        self.page_hashes = split_hashes(reserve.page_hashes.data)
         self.deadline = None if reserve.deadline_s is None else now + reserve.deadline_s
         self.heard_at = now
         self.phase = ArrivalPhase.QUEUED
         self._grant_id: int | None = None
-        self.pages: tuple[int, ...] = ()
+        self.pages: tuple[int, ...] = ()  # for the writer to fill
+        self.cached_pages: tuple[int, ...] = ()  # matched; held, and readable by the writer
         self.num_promised = 0
         self.commit: Commit | None = None
         self.is_filling = False
@@ -71,10 +77,20 @@ class Arrival:
         assert self._grant_id is not None
         return self._grant_id
 
-    def open(self, grant_id: int, pages: tuple[int, ...], num_promised: int, now: float) -> None:
+    @property
+    def num_held(self) -> int:
+        """Pages that it keeps from others."""
+        return len(self.cached_pages) + len(self.pages)
+
+    @property
+    def cached_hashes(self) -> tuple[bytes, ...]:
+        """Under which its cached pages were found."""
+        return self.page_hashes[: len(self.cached_pages)]
+
+    def open(self, grant_id: int, claim: Claim, num_promised: int, now: float) -> None:
         """It got pages."""
         self._grant_id = grant_id
-        self.pages = pages
+        self.cached_pages, self.pages = claim.cached, claim.fresh
         self.num_promised = num_promised
         self.heard_at = now
         self.phase = ArrivalPhase.OPEN
@@ -137,8 +153,8 @@ class ArrivalTable:
         """Pages that each writer was asked to leave and has not yet been proved to have left."""
         draining: Counter[bytes] = Counter()
         for arrival in self._by_key.values():
-            if arrival.phase is ArrivalPhase.DRAINING:
-                draining[arrival.writer] += len(arrival.pages)
+            if arrival.phase is ArrivalPhase.DRAINING and not arrival.writer_stopped:
+                draining[arrival.writer] += arrival.num_held
         return draining
 
     def end(self, key: TransferKey) -> None:
@@ -156,6 +172,11 @@ class ArrivalTable:
         return self._ended.get(key[0], 0) >= key[1]
 
 
+def split_hashes(data: bytes) -> tuple[bytes, ...]:
+    """The page hashes that a Reserve lists."""
+    return tuple(data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES))
+
+
 def explain_reserve(
     reserve: Reserve, layout: KVLayout, num_pages: int
 ) -> tuple[ErrorCode, str] | None:
@@ -165,6 +186,16 @@ def explain_reserve(
             "invalid_request",
             f"a reserve for {reserve.num_tokens} tokens that may grow to "
             f"{reserve.max_total_tokens}; the first must be at least 1 and at most the second",
+        )
+    num_bytes = len(reserve.page_hashes)
+    if (
+        num_bytes % DIGEST_BYTES
+        or num_bytes > reserve.num_tokens // layout.page_size * DIGEST_BYTES
+    ):
+        return (
+            "invalid_request",
+            f"{num_bytes} bytes of page hashes for {reserve.num_tokens} tokens: at most one of "
+            f"{DIGEST_BYTES} bytes for each full page of {layout.page_size}",
         )
     needed = layout.num_pages_for(reserve.max_total_tokens)
     if needed > num_pages:

@@ -2,44 +2,70 @@
 
 Requests come from any thread through `submit`; each is answered by an event through `post`, called
 on the bulk thread. Work is cut into slices of about 1 MiB, so a stop takes effect between slices.
+Copies and hashes of that size release the interpreter's lock: other threads wait for 0.1 ms.
 """
 
+import itertools
+import logging
+import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import zmq
 
 from kv_transfer.actions import (
     BulkEvent,
     CloseGrant,
-    GrantClosed,
+    FenceWriter,
     OpenGrant,
-    PagesVerified,
+    ReadPages,
     StopWriting,
     VerifyPages,
-    WriteFailed,
     WritePages,
 )
-from kv_transfer.checksum import PageArray, explain_mismatch
+from kv_transfer.checksum import HostPages, OwnPages, PageArray
+from kv_transfer.cuda_driver import DeviceLost
+from kv_transfer.cuda_ipc import CudaPages
 from kv_transfer.inproc import InprocPools
-from kv_transfer.shared_memory import map_pool
-from kv_transfer.transport import PeerPool
+from kv_transfer.peer_pools import PeerPools
+from kv_transfer.pool_owner import PoolOwner
+from kv_transfer.probe import Trial, fastest, try_offer
+from kv_transfer.transport import SLICE_BYTES, PeerPool, PoolRequest, explain_request, failed
 from kv_transfer.wake import Wake
-from kv_transfer.zmq_pages import ZmqPool, ZmqReceiver
+from kv_transfer.zmq_frames import CurveKeys
+from kv_transfer.zmq_receiver import ZmqReceiver
+from tandem.messages.handoff import TransportOffer
 
-MAX_WRITES = 100_000  # a bound for runaway callers; real nodes have tens
+# A thread that never waits is not put off its core for 3 ms, and other threads, which have little to
+# do, wait for that at each turn: with two cores, p99 of control messages was 7 ms and now and then
+# 100 ms. A nap in every 8 MiB or so made it 3 ms, and pages as fast as before (decision 0014).
+NAP_S = 50e-6
+ROUNDS_PER_NAP = 8
+MAX_REQUESTS = 100_000  # a bound for runaway callers; real nodes have tens
+NO_PAGES: PageArray = np.empty((0, 1), np.uint8)  # a GPU's are not received over zmq
 
-BulkRequest = WritePages | StopWriting | OpenGrant | CloseGrant | VerifyPages
+BulkRequest = (
+    WritePages | ReadPages | StopWriting | OpenGrant | CloseGrant | VerifyPages | FenceWriter
+)
+log = logging.getLogger("tandem.kv_transfer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    incarnation: int
+    num_pages: int
+    pool: PeerPool
 
 
 @dataclass(frozen=True, slots=True)
 class _AddPeer:
     node_id: str
-    incarnation: int
-    pool: PeerPool
+    peer: _Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,49 +80,69 @@ class _AdmitWriter:
 
 
 @dataclass(frozen=True, slots=True)
+class _AllowKey:
+    writer: bytes
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _WatchWriter:
+    writer: bytes
+    pid: int
+    pidfd: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Stop:
     pass
 
 
-_Request = BulkRequest | _AddPeer | _RemovePeer | _AdmitWriter | _Stop
+_Request = BulkRequest | _AddPeer | _RemovePeer | _AdmitWriter | _AllowKey | _WatchWriter | _Stop
 
 
 class BulkThread:
-    """Moves pages of `pages` ([num_pages, page_bytes]) out to peers and in from writers.
+    """Moves `pages` ([num_pages, page_bytes], or those of a GPU) out to peers and in from writers.
 
     Writers over zmq are received at `zmq_address` on `host`; `identity` is the routing identity of
-    this node's control links, under which owners know it.
+    this node's control links, under which owners know it. With `keys` every bulk connection is
+    encrypted, and only writers whose key was allowed get in.
     """
 
     def __init__(
         self,
-        pages: PageArray,
+        pages: PageArray | CudaPages,
         *,
         identity: bytes,
         host: str,
         post: Callable[[BulkEvent], None],
         inproc: InprocPools | None = None,
+        keys: CurveKeys | None = None,
     ) -> None:
-        self._pages = pages
-        self._identity = identity
+        self._own: OwnPages = (
+            pages if isinstance(pages, CudaPages) else HostPages(pages, SLICE_BYTES)
+        )
         self._post = post
-        self._inproc = inproc
+        self._keys = keys
         self._failed: Callable[[BaseException], None] | None = None
         self._openings = threading.Lock()  # guards the next two, for `open_peer` on any thread
         self._num_closings: Counter[str] = Counter()  # by node id
         self._is_closed = False
         self._requests: deque[_Request] = deque()
-        self._num_writes_asked = 0
-        self._peers: dict[str, PeerPool] = {}
-        self._incarnations: dict[str, int] = {}
-        self._writers: dict[bytes, str] = {}  # transport by routing identity
-        self._grants: dict[int, tuple[OpenGrant, str]] = {}
+        self._num_asked = 0
+        self._peers: dict[str, _Peer] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._receiver = ZmqReceiver(self._context, pages, host)
+        received = NO_PAGES if isinstance(pages, CudaPages) else pages
+        self._receiver = ZmqReceiver(self._context, received, host, keys)
+        self._pools = PeerPools(
+            self._context, self._own, identity=identity, inproc=inproc, keys=keys
+        )
         self._wake = Wake()
         self._poller = zmq.Poller()
         self._poller.register(self._wake.descriptor, zmq.POLLIN)
         self._poller.register(self._receiver.socket, zmq.POLLIN)
+        if self._receiver.door is not None:
+            self._poller.register(self._receiver.door.socket, zmq.POLLIN)
+        self._owner = PoolOwner(self._own, self._receiver, self._poller, post)
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
         self.zmq_address = self._receiver.address
 
@@ -114,46 +160,96 @@ class BulkThread:
     def open_peer(
         self, node_id: str, incarnation: int, *, transport: str, address: str, num_pages: int
     ) -> None:
-        """Reach an owner's pool, in place of an earlier one of that node.
+        """Reach an owner's pool over this very transport; see `open_fastest`."""
+        num_closings = self._num_closings_of(node_id)
+        offer = TransportOffer(transport=transport, address=address)
+        pool = self._pools.open(offer, num_pages)
+        self._adopt(node_id, _Peer(incarnation, num_pages, pool), num_closings)
 
-        Only writes for this very incarnation go there: what an earlier process of the node granted
-        is nothing to a later one. May wait up to 2 s for a mapping, on a thread of its own where
-        that matters. Raises ValueError where the transport cannot be opened, or was given up or
-        closed meanwhile.
+    def open_fastest(
+        self, node_id: str, incarnation: int, offers: Sequence[TransportOffer], num_pages: int
+    ) -> tuple[list[Trial], Trial]:
+        """Try all offers, reach an owner's pool over the fastest, in place of an earlier one.
+
+        Only requests for this very incarnation go there: what an earlier process of the node
+        granted is nothing to a later one. May wait up to 2 s, on a thread of its own where that
+        matters. Raises ValueError where no offer can be opened, or the link was given up or closed
+        meanwhile. Returns all trials, and the one that was taken.
         """
+        num_closings = self._num_closings_of(node_id)
+        with self._telling():
+            trials = [
+                try_offer(offer, lambda o: self._pools.open(o, num_pages)) for offer in offers
+            ]
+            taken = fastest(trials)
+            for trial in trials:
+                if trial is not taken and trial.pool is not None:
+                    trial.pool.close("another transport is faster")
+        if taken is None or taken.pool is None:
+            reasons = "; ".join(f"{trial.transport}: {trial.problem}" for trial in trials)
+            raise ValueError(f"no transport to {node_id} works: {reasons}")
+        self._adopt(node_id, _Peer(incarnation, num_pages, taken.pool), num_closings)
+        return trials, taken
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """A device that is lost is told from any thread: the node is of no use any more."""
+        try:
+            yield
+        except DeviceLost as error:
+            if self._failed is not None:
+                self._failed(error)
+            raise
+
+    def _num_closings_of(self, node_id: str) -> int:
         with self._openings:
-            num_closings = self._num_closings[node_id]
-        pool = self._make_pool(transport, address, num_pages)
+            return self._num_closings[node_id]
+
+    def _adopt(self, node_id: str, peer: _Peer, num_closings: int) -> None:
+        """Hand an opened pool to the thread, unless the link was given up meanwhile."""
         with self._openings:
             if not self._is_closed and self._num_closings[node_id] == num_closings:
-                self._enqueue(_AddPeer(node_id, incarnation, pool))
+                self._enqueue(_AddPeer(node_id, peer))
                 return
-        pool.close("given up before it was open")
+        peer.pool.close("given up before it was open")
         raise ValueError(f"the link to {node_id} was given up while its pool was being opened")
 
-    def _make_pool(self, transport: str, address: str, num_pages: int) -> PeerPool:
-        if transport == "shared_memory":
-            return map_pool(self._pages, address, num_pages)
-        if transport == "zmq":
-            return ZmqPool(self._context, self._pages, identity=self._identity, address=address)
-        if transport == "inproc" and self._inproc is not None:
-            return self._inproc.open(self._pages, address, num_pages)
-        raise ValueError(f"this node cannot write pages over {transport!r}")
-
     def close_peer(self, node_id: str) -> None:
-        """Give up an owner's pool, also one that is being opened; its unanswered writes fail."""
+        """Give up an owner's pool, also one that is being opened; its unanswered requests fail."""
         with self._openings:
             self._num_closings[node_id] += 1
             self._enqueue(_RemovePeer(node_id))
 
     def admit_writer(self, writer: bytes, transport: str) -> None:
-        """As an owner: this writer was told to use this transport. Precedes its grants."""
+        """As an owner: this writer will use this transport. Precedes its grants."""
         self._enqueue(_AdmitWriter(writer, transport))
+
+    def allow_key(self, writer: bytes, key: bytes) -> None:
+        """As an owner: whoever has this key is that writer. Precedes its connecting."""
+        self._enqueue(_AllowKey(writer, key))
+
+    def watch_writer(self, writer: bytes, pid: int, pidfd: int) -> None:
+        """As an owner: this process may map the pool from now on; its end is told. Takes pidfd."""
+        with self._openings:
+            if not self._is_closed:
+                self._enqueue(_WatchWriter(writer, pid, pidfd))
+                return
+        os.close(pidfd)
 
     @property
     def num_malformed(self) -> int:
         """Frames dropped because they were no chunks."""
         return self._receiver.num_malformed
+
+    @property
+    def num_refused(self) -> int:
+        """Chunks and reads that no open grant allowed."""
+        return self._receiver.num_refused
+
+    @property
+    def public_key(self) -> str | None:
+        """Of this node's bulk sockets, Z85; None where they have none."""
+        return None if self._keys is None else self._keys.public.decode()
 
     @property
     def is_alive(self) -> bool:
@@ -171,9 +267,15 @@ class BulkThread:
             self._thread.join()
         for request in self._requests:  # what a thread that had died did not come to
             if isinstance(request, _AddPeer):
-                request.pool.close("this node stops")
+                request.peer.pool.close("this node stops")
+            elif isinstance(request, _WatchWriter):
+                os.close(request.pidfd)
         for node_id in list(self._peers):
-            self._remove_peer(node_id)
+            try:
+                self._remove_peer(node_id)
+            except DeviceLost as error:
+                log.error("%s", error)  # the thread died of it, or the process ends now
+        self._owner.close()
         self._receiver.close()
         self._context.term()
         self._wake.close()
@@ -193,110 +295,100 @@ class BulkThread:
             raise
 
     def _move_pages(self) -> None:
-        while True:
+        door = self._receiver.door
+        for number in itertools.count(1):
+            if number % ROUNDS_PER_NAP == 0:
+                time.sleep(NAP_S)
             for ready, _ in self._poller.poll(self._patience_ms()):
                 if ready == self._wake.descriptor:
                     self._wake.clear()
                 elif ready is self._receiver.socket:
                     self._receive()
-            if not self._serve_requests():
+                elif door is not None and ready is door.socket:
+                    self._serve_waiting()  # a key was allowed before its owner was told
+                    door.serve()
+                elif isinstance(ready, int):
+                    self._owner.process_ended(ready)
+            self._serve_waiting()
+            if self._requests and isinstance(self._requests[0], _Stop):
                 return
             now = time.monotonic()
             for peer in list(self._peers.values()):
-                for event in peer.advance(now):
-                    self._answer_write(event)
+                for event in peer.pool.advance(now):
+                    self._answer(event)
+            self._owner.advance()
 
     def _patience_ms(self) -> int | None:
-        waits = [peer.patience_ms for peer in self._peers.values()]
+        waits = [peer.pool.patience_ms for peer in self._peers.values()]
+        waits.append(self._owner.patience_ms)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _receive(self) -> None:
         """Requests first: a chunk's OpenGrant was handed over before its Grant was sent."""
         arrived = self._receiver.receive()
+        self._serve_waiting()
+        for routing_id, frames in arrived:
+            self._receiver.take(routing_id, frames)
+
+    def _serve_waiting(self) -> None:
+        """Serve all that was handed over, up to the end."""
         while self._requests and not isinstance(self._requests[0], _Stop):
             self._serve(self._requests.popleft())
-        for identity, frames in arrived:
-            self._receiver.take(identity, frames)
-
-    def _serve_requests(self) -> bool:
-        """Serve all; False where the thread is to end."""
-        while self._requests:
-            request = self._requests.popleft()
-            if isinstance(request, _Stop):
-                return False
-            self._serve(request)
-        return True
 
     def _serve(self, request: _Request) -> None:
         match request:
-            case WritePages():
-                self._write(request)
+            case WritePages() | ReadPages():
+                self._ask(request)
             case StopWriting(key):
                 for peer in self._peers.values():
-                    for event in peer.stop(key, "stopped"):
-                        self._answer_write(event)
+                    for event in peer.pool.stop(key, "stopped"):
+                        self._answer(event)
             case OpenGrant():
-                self._open_grant(request)
+                self._owner.open_grant(request)
             case CloseGrant(grant_id):
-                self._close_grant(grant_id)
+                self._owner.close_grant(grant_id)
             case VerifyPages():
-                self._verify(request)
-            case _AddPeer(node_id, incarnation, pool):
+                self._owner.verify(request)
+            case FenceWriter(writer):
+                self._owner.fence(writer)
+            case _AdmitWriter(writer, transport):
+                self._owner.admit(writer, transport)
+            case _WatchWriter(writer, pid, pidfd):
+                self._owner.watch(writer, pid, pidfd)
+            case _AllowKey(writer, curve_key):
+                if self._receiver.door is not None:
+                    self._receiver.door.allow(curve_key, writer)
+            case _AddPeer(node_id, peer):
                 self._remove_peer(node_id)
-                self._peers[node_id] = pool
-                self._incarnations[node_id] = incarnation
-                if pool.socket is not None:
-                    self._poller.register(pool.socket, zmq.POLLIN)
+                self._peers[node_id] = peer
+                if peer.pool.socket is not None:
+                    self._poller.register(peer.pool.socket, zmq.POLLIN)
             case _RemovePeer(node_id):
                 self._remove_peer(node_id)
-            case _AdmitWriter(writer, transport):
-                self._writers[writer] = transport
 
-    def _write(self, request: WritePages) -> None:
+    def _ask(self, request: PoolRequest) -> None:
         owner = request.owner
         peer = self._peers.get(owner.node_id)
-        problem = None
-        if peer is None or self._incarnations[owner.node_id] != owner.incarnation:
-            problem = f"no pool of {owner.node_id} incarnation {owner.incarnation} is open"
-        elif self._num_writes_asked >= MAX_WRITES:
-            problem = f"more than {MAX_WRITES} writes are waiting"
+        problem: str | None = f"no pool of {owner.node_id} incarnation {owner.incarnation} is open"
+        if peer is not None and peer.incarnation == owner.incarnation:
+            problem = explain_request(request, self._own.num_pages, peer.num_pages)
+        if self._num_asked >= MAX_REQUESTS:
+            problem = f"more than {MAX_REQUESTS} requests are waiting"
         if peer is None or problem is not None:
-            self._post(WriteFailed(request.key, request.first, problem or ""))
+            self._post(failed(request, problem or ""))
             return
-        self._num_writes_asked += 1
-        peer.write(request, time.monotonic())
+        self._num_asked += 1
+        peer.pool.submit(request, time.monotonic())
 
-    def _answer_write(self, event: BulkEvent) -> None:
-        self._num_writes_asked -= 1
+    def _answer(self, event: BulkEvent) -> None:
+        self._num_asked -= 1
         self._post(event)
 
     def _remove_peer(self, node_id: str) -> None:
-        pool = self._peers.pop(node_id, None)
-        if pool is None:
+        peer = self._peers.pop(node_id, None)
+        if peer is None:
             return
-        if pool.socket is not None:
-            self._poller.unregister(pool.socket)
-        for event in pool.close(f"the link to {node_id} was closed"):
-            self._answer_write(event)
-
-    def _open_grant(self, request: OpenGrant) -> None:
-        transport = self._writers.get(request.writer, "unknown")
-        self._grants[request.grant_id] = (request, transport)
-        if transport == "zmq":
-            self._receiver.open_grant(request.grant_id, request.writer, request.pages)
-
-    def _close_grant(self, grant_id: int) -> None:
-        _, transport = self._grants.pop(grant_id, (None, "unknown"))
-        if transport == "zmq":
-            self._receiver.close_grant(grant_id)
-        # Whoever maps the pool writes without us: only its own word, or a fence, is proof.
-        self._post(GrantClosed(grant_id, remote_writer_stopped=transport == "zmq"))
-
-    def _verify(self, request: VerifyPages) -> None:
-        _, transport = self._grants.get(request.grant_id, (None, "unknown"))
-        error = self._receiver.close_grant(request.grant_id) if transport == "zmq" else None
-        if error is None:
-            error = explain_mismatch(
-                self._pages, request.pages, request.chunks, request.key, request.grant_id
-            )
-        self._post(PagesVerified(request.key, request.grant_id, error))
+        if peer.pool.socket is not None:
+            self._poller.unregister(peer.pool.socket)
+        for event in peer.pool.close(f"the link to {node_id} was closed"):
+            self._answer(event)

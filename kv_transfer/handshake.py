@@ -1,17 +1,17 @@
-"""May these two nodes exchange pages, and over which transport? Pure, but for `host_id`.
+"""May these two nodes exchange pages, and over which transports? Pure, but for `host_id`.
 
+A writer is told all offers that reach it, measures them, names the one it will use, and is told so.
 Refusals name both values, so that an operator sees which side to change.
 """
 
 import re
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tandem.layout import KVLayout
 from tandem.messages.common import ModelIdentity
-from tandem.messages.handoff import OwnerRefused, OwnerWelcome, WriterHello
+from tandem.messages.handoff import OwnerRefused, OwnerWelcome, TransportOffer, WriterHello
 
 SAME_HOST_ONLY = frozenset({"inproc", "shared_memory", "cuda_ipc"})
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -20,57 +20,74 @@ COMPARED = ("weights_fingerprint", "tokenizer_fingerprint", "dtype", "vocab_size
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A transport over which an owner's pool can be written, and where."""
+class OwnerSide:
+    """What an owner is, and how its pool can be reached."""
 
-    transport: str
-    address: str
+    node_id: str
+    incarnation: int
+    layout: KVLayout
+    model: ModelIdentity
+    host_id: str
+    num_pages: int
+    offers: tuple[TransportOffer, ...]
 
 
 def answer(
-    hello: WriterHello,
-    *,
-    node_id: str,
-    incarnation: int,
-    epoch: int,
-    layout: KVLayout,
-    model: ModelIdentity,
-    host_id: str,
-    num_pages: int,
-    offers: Sequence[Offer],
+    hello: WriterHello, owner: OwnerSide, *, epoch: int, settled: str | None = None
 ) -> OwnerWelcome | OwnerRefused:
-    """The owner's answer: the first of the writer's transports that works, or why none does."""
-    reason = layout.explain_difference(hello.layout) or explain_difference(model, hello.model)
-    offer = None
+    """The owner's answer: what it offers to this writer, or why nothing.
+
+    A transport on which the two have `settled` before is the only one offered again. The writer's
+    choice, where it names one that is offered, is confirmed.
+    """
+    reason = owner.layout.explain_difference(hello.layout)
+    reason = reason or explain_difference(owner.model, hello.model)
+    usable: list[TransportOffer] = []
     if reason is None:
-        is_same_host = host_id == hello.host_id
-        offer = choose(hello.transports, offers, is_same_host=is_same_host)
-        where = "on the same host" if is_same_host else "on another host"
-        reason = (
-            f"no transport in common: the owner offers {[o.transport for o in offers]}, the writer "
-            f"{where} accepts {list(hello.transports)}; start both with --transport zmq or auto"
-        )
-    if offer is None:
-        return OwnerRefused(node_id=node_id, reason=f"{node_id} and {hello.node_id}: {reason}")
+        usable = [o for o in _usable(hello, owner) if settled in (None, o.transport)]
+        reason = _explain_offers(hello, owner)
+    if usable and hello.chosen is not None and hello.chosen not in [o.transport for o in usable]:
+        offered, usable = [o.transport for o in usable], []
+        reason = f"the writer chose {hello.chosen}, the owner offers it {offered}"
+    if not usable:
+        reason = f"{owner.node_id} and {hello.node_id}: {reason}"
+        return OwnerRefused(node_id=owner.node_id, reason=reason)
     return OwnerWelcome(
-        node_id=node_id,
-        incarnation=incarnation,
+        node_id=owner.node_id,
+        incarnation=owner.incarnation,
         epoch=epoch,
-        num_pages=num_pages,
-        transport=offer.transport,
-        transport_address=offer.address,
+        num_pages=owner.num_pages,
+        offers=tuple(usable),
+        transport=hello.chosen,
     )
 
 
-def choose(wanted: Sequence[str], offers: Sequence[Offer], *, is_same_host: bool) -> Offer | None:
-    """The first wanted transport that is offered and reaches the writer."""
-    for transport in wanted:
-        if transport in SAME_HOST_ONLY and not is_same_host:
-            continue
-        for offer in offers:
-            if offer.transport == transport:
-                return offer
-    return None
+def _usable(hello: WriterHello, owner: OwnerSide) -> list[TransportOffer]:
+    """Offers that the writer speaks and that reach it, in its order."""
+    is_same_host = owner.host_id == hello.host_id
+    return [
+        offer
+        for transport in hello.transports
+        for offer in owner.offers
+        if offer.transport == transport
+        and (is_same_host or transport not in SAME_HOST_ONLY)
+        and (transport != "zmq" or (offer.key is None) == (hello.bulk_key is None))
+    ]
+
+
+def _explain_offers(hello: WriterHello, owner: OwnerSide) -> str:
+    where = "on the same host" if owner.host_id == hello.host_id else "on another host"
+    reason = (
+        f"no transport in common: the owner offers {[o.transport for o in owner.offers]}, the "
+        f"writer {where} accepts {list(hello.transports)}; "
+    )
+    if "cuda_ipc" in (*hello.transports, *(offer.transport for offer in owner.offers)):
+        return reason + "pages on a GPU are exchanged with GPUs of the same host only"
+    reason += "start both with --transport zmq or auto"
+    has_key = any(offer.key is not None for offer in owner.offers)
+    if "zmq" in hello.transports and has_key != (hello.bulk_key is not None):
+        reason += ", and both with --keys or both without"
+    return reason
 
 
 def explain_difference(mine: ModelIdentity, theirs: ModelIdentity) -> str | None:

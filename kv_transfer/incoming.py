@@ -2,7 +2,8 @@
 
 Pages that a remote writer may still touch are never freed. They leave DRAINING or QUARANTINED when
 this node's own receiver is closed *and* the writer is known to have stopped: it said `Drained`, it
-committed, or its transport writes only through that receiver. No time-out frees a page.
+committed, its transport writes only through that receiver, or its process is proved dead. No
+time-out frees a page. Matched prefix pages, which a writer may read, are held as long.
 Every attempt whose Reserve was heard ends for the guest in exactly one of `Arrived`,
 `ArrivalFailed`, or the guest's own `cancel`.
 """
@@ -11,6 +12,7 @@ from collections import OrderedDict
 
 import msgspec
 
+from kv_transfer import replies
 from kv_transfer.actions import (
     ArrivalFailed,
     Arrived,
@@ -19,11 +21,11 @@ from kv_transfer.actions import (
     FirstToken,
     GrantClosed,
     IncomingAction,
-    OpenGrant,
     PagesVerified,
     ReplyToWriter,
     TransferKey,
     VerifyPages,
+    WriterGone,
 )
 from kv_transfer.arrivals import (
     Arrival,
@@ -32,26 +34,26 @@ from kv_transfer.arrivals import (
     explain_commit,
     explain_reserve,
 )
-from node.ledger import PageLedger, PageState
-from tandem.frames import TokenIds
+from kv_transfer.fencing import Fencing, Incarnations
+from kv_transfer.granting import Granting, open_grant
+from node.ledger import PageState
+from node.page_pool import PagePool
+from scheduling.liveness import is_wedged
 from tandem.layout import KVLayout
 from tandem.messages.common import ErrorCode
 from tandem.messages.handoff import (
     Commit,
     CommitAck,
     Drained,
-    DrainedAck,
     FromWriter,
-    Grant,
     Progress,
     Reserve,
-    ReserveDenied,
-    ReserveQueued,
-    Revoke,
+    WriterHello,
 )
 from tandem.outbox import Outbox
 
 LEASE_S = 20.0  # writers beat each second, but between steps: one on a busy CPU takes several
+UNCOMMITTED = (ArrivalPhase.QUEUED, ArrivalPhase.OPEN)
 MAX_ANSWERS = 4096  # commits answered, remembered for writers that did not hear it
 
 
@@ -61,36 +63,49 @@ class IncomingTransfers:
     Every method returns what the shell has to do, in order (a Grant must not be sent before its
     `OpenGrant` was handed to the bulk thread). `lease_s`: silence after which a writer's grant is
     withdrawn. `max_draining_pages`: a writer that leaves more undrained gets no new grants.
-    `num_ignored` counts late, duplicate, stale and unknown messages.
+    `num_ignored` counts late, duplicate, stale and unknown messages, `num_past` those of
+    processes that ended or whose name a newer one has.
     """
 
     def __init__(
         self,
-        ledger: PageLedger,
+        pool: PagePool,
         layout: KVLayout,
         *,
         incarnation: int,
         lease_s: float = LEASE_S,
         max_draining_pages: int | None = None,
     ) -> None:
-        self._ledger = ledger
+        self._pool = pool
+        self._ledger = pool.ledger
         self._layout = layout
         self._lease_s = lease_s
-        self._max_draining = max_draining_pages or max(1, ledger.num_pages // 4)
-        # Grant ids of different incarnations differ, so nothing of an earlier process matches.
-        self._next_grant_id = (incarnation % 2**31) << 32
+        cap = max_draining_pages or max(1, self._ledger.num_pages // 4)
+        self._granting = Granting(pool, layout, incarnation=incarnation, max_draining_pages=cap)
+        self._fencing = Fencing(cap)
+        self._incarnation = incarnation
+        self._incarnations = Incarnations()
         self._table = ArrivalTable()
         self._answers: OrderedDict[TransferKey, CommitAck] = OrderedDict()
         self._revokes: Outbox[TransferKey, bytes] = Outbox()
         self._actions: list[IncomingAction] = []
         self.num_ignored = 0
+        self.num_past = 0
 
     # --- what the node tells ---------------------------------------------------------------------
 
     def handle(self, writer: bytes, message: FromWriter, now: float) -> list[IncomingAction]:
-        """A message of the writer with this routing identity; the handshake is the shell's."""
+        """A message of the writer with this routing identity; the shell answers its greetings."""
+        if not (isinstance(message, WriterHello) and is_wedged(message)):
+            self._fencing.heard(writer)
+        is_past = self._incarnations.is_past(writer)
+        if is_past and not isinstance(message, WriterHello | Drained):  # Drained is true at any age
+            self.num_past += 1
+            return self._take(now)
         match message:
-            case Reserve():
+            case WriterHello(epoch=epoch):
+                self._greeted(writer, epoch, now)
+            case Reserve(owner_incarnation=self._incarnation):  # not one for a predecessor
                 self._reserve(writer, message, now)
             case Commit():
                 self._commit(writer, message, now)
@@ -98,8 +113,6 @@ class IncomingTransfers:
                 self._drained(writer, message, now)
             case Progress():
                 self._progress(writer, message, now)
-            case _:
-                self.num_ignored += 1
         return self._take(now)
 
     def cancel(self, key: TransferKey, now: float) -> list[IncomingAction]:
@@ -111,19 +124,6 @@ class IncomingTransfers:
 
     def pages_freed(self, now: float) -> list[IncomingAction]:
         """The guest gave pages back: serve the oldest waiting reserves."""
-        return self._take(now)
-
-    def writer_lost(self, writer: bytes, now: float) -> list[IncomingAction]:
-        """The node behind this identity is gone. What it committed stays; the rest fails.
-
-        Its pages in mapped transports stay DRAINING until it says Drained or a fence proves it.
-        """
-        for arrival in self._table.of_writer(writer):
-            arrival.writer_lives = False
-            if arrival.phase in (ArrivalPhase.QUEUED, ArrivalPhase.OPEN):
-                reason = "the prefill node was lost during the hand-off"
-                self._fail(arrival, "node_failed", reason, now)
-            self._forget_if_drained(arrival)
         return self._take(now)
 
     def bulk_event(self, event: BulkEvent, now: float) -> list[IncomingAction]:
@@ -141,6 +141,8 @@ class IncomingTransfers:
                 arrival.is_closed = True
                 arrival.writer_stopped |= event.remote_writer_stopped
                 self._free_if_drained(arrival)
+        elif isinstance(event, WriterGone):
+            self._writer_gone(event.writer, now)
         return self._take(now)
 
     def tick(self, now: float) -> list[IncomingAction]:
@@ -159,11 +161,19 @@ class IncomingTransfers:
                     reason = f"the prefill node was silent for {silent_s:.1f} s: grant withdrawn"
                     self._fail(arrival, "node_failed", reason, now)
                 self._forget_if_drained(arrival)
+        self._actions += self._fencing.tick(
+            now, self._table.num_draining(), pages_wanted=bool(self._table.waiting())
+        )
         return self._take(now)
 
     def live(self) -> dict[TransferKey, ArrivalPhase]:
         """Attempts that wait, hold pages, or whose writer has not yet drained."""
         return {arrival.key: arrival.phase for arrival in self._table.all()}
+
+    def phase(self, key: TransferKey) -> ArrivalPhase | None:
+        """Where a live attempt is."""
+        arrival = self._table.get(key)
+        return None if arrival is None else arrival.phase
 
     @property
     def num_open(self) -> int:
@@ -176,6 +186,31 @@ class IncomingTransfers:
 
     # --- what messages do ------------------------------------------------------------------------
 
+    def _greeted(self, writer: bytes, epoch: int, now: float) -> None:
+        """A newer process ends what an older one of its name began, but proves no page free."""
+        older = self._incarnations.greeted(writer, epoch)
+        for arrival in [] if older is None else self._table.of_writer(older):
+            if arrival.phase in UNCOMMITTED:
+                reason = "another process took the prefill node's place during the hand-off"
+                self._fail(arrival, "node_failed", reason, now)
+
+    def _writer_gone(self, writer: bytes, now: float) -> None:
+        """What it committed is verified all the same; nothing else of it is waited for."""
+        self._incarnations.gone(writer)
+        num_freed = self._table.num_draining()[writer]
+        for arrival in self._table.of_writer(writer):
+            arrival.writer_stopped = arrival.writer_told = True
+            arrival.writer_lives = False
+            self._revokes.acknowledge(arrival.key)
+            if arrival.phase in UNCOMMITTED:
+                reason = "the prefill node's process ended during the hand-off"
+                self._fail(arrival, "node_failed", reason, now)
+            elif arrival.phase is ArrivalPhase.DRAINING:
+                self._free_if_drained(arrival)
+        if num_freed:
+            text = f"has ended: {num_freed} pages that it might have written to are free of it"
+            self._actions += self._fencing.notice(writer, "gone", text, now)
+
     def _reserve(self, writer: bytes, message: Reserve, now: float) -> None:
         key = (message.request_id, message.attempt)
         arrival = self._table.get(key)
@@ -183,12 +218,13 @@ class IncomingTransfers:
             self._reserve_again(writer, arrival, now)
             return
         if self._table.has_ended(key):
-            self._deny(writer, key, "cancelled", "the attempt is over at the decode node")
+            text = "the attempt is over at the decode node"
+            self._reply(writer, replies.denied(key, "cancelled", text))
             return
         problem = explain_reserve(message, self._layout, self._ledger.num_pages)
         if problem is not None:
             self._table.end(key)
-            self._deny(writer, key, *problem)
+            self._reply(writer, replies.denied(key, *problem))
             self._actions.append(ArrivalFailed(key, *problem))
             return
         for older in self._table.of_request(key[0], up_to=key[1] - 1):
@@ -198,21 +234,17 @@ class IncomingTransfers:
         self._table.add(arrival)
         self._grant_waiting(now)
         if arrival.phase is ArrivalPhase.QUEUED:
-            self._reply(writer, ReserveQueued(request_id=key[0], attempt=key[1]))
+            self._reply(writer, replies.queued(key))
 
     def _reserve_again(self, writer: bytes, arrival: Arrival, now: float) -> None:
-        if arrival.writer != writer or arrival.phase not in (
-            ArrivalPhase.QUEUED,
-            ArrivalPhase.OPEN,
-        ):
+        if arrival.writer != writer or arrival.phase not in UNCOMMITTED:
             self.num_ignored += 1
             return
         arrival.heard_at = now
         if arrival.phase is ArrivalPhase.OPEN:
             self._send_grant(arrival)
         else:
-            queued = ReserveQueued(request_id=arrival.key[0], attempt=arrival.key[1])
-            self._reply(writer, queued)
+            self._reply(writer, replies.queued(arrival.key))
 
     def _progress(self, writer: bytes, message: Progress, now: float) -> None:
         arrival = self._table.of_grant(message.grant_id)
@@ -232,7 +264,7 @@ class IncomingTransfers:
             self._reply(writer, self._answers[key])
         elif arrival is None:
             reason = f"grant {message.grant_id} is unknown: withdrawn, or of an earlier process"
-            self._reply(writer, self._commit_ack(key, message.grant_id, reason))
+            self._reply(writer, replies.commit_answered(key, message.grant_id, reason))
         elif arrival.writer != writer or arrival is not self._table.of_grant(message.grant_id):
             self.num_ignored += 1
         elif arrival.phase is ArrivalPhase.OPEN:
@@ -253,7 +285,7 @@ class IncomingTransfers:
 
     def _drained(self, writer: bytes, message: Drained, now: float) -> None:
         key = (message.request_id, message.attempt)
-        self._reply(writer, DrainedAck(request_id=key[0], attempt=key[1]))
+        self._reply(writer, replies.drain_noted(key))
         arrival = self._table.get(key)
         if arrival is None or arrival.writer != writer:
             self.num_ignored += 1
@@ -261,7 +293,7 @@ class IncomingTransfers:
         arrival.writer_stopped = True
         arrival.writer_told = True
         self._revokes.acknowledge(key)
-        if arrival.phase in (ArrivalPhase.QUEUED, ArrivalPhase.OPEN):
+        if arrival.phase in UNCOMMITTED:
             reason = "the prefill node gave the attempt up"
             self._fail(arrival, "cancelled", reason, now)
         elif arrival.phase is ArrivalPhase.DRAINING:
@@ -270,33 +302,12 @@ class IncomingTransfers:
     # --- steps of a transfer ---------------------------------------------------------------------
 
     def _grant_waiting(self, now: float) -> None:
-        """Strictly oldest first, so that a large request is not starved by small ones."""
-        waiting = self._table.waiting()
-        draining = self._table.num_draining() if waiting else {}
-        for arrival in waiting:
-            if draining.get(arrival.writer, 0) > self._max_draining:
-                continue
-            num_pages = self._layout.num_pages_for(arrival.num_tokens)
-            num_total = self._layout.num_pages_for(arrival.max_total_tokens)
-            if num_total > self._ledger.num_available:
-                break
-            pages = tuple(self._ledger.take(num_pages, PageState.GRANTED))
-            self._ledger.promise(num_total - num_pages)
-            arrival.open(self._next_grant_id, pages, num_total - num_pages, now)
-            self._next_grant_id += 1
-            self._table.granted(arrival)
-            self._actions.append(OpenGrant(arrival.grant_id, arrival.writer, pages))
+        for arrival in self._granting.open_next(self._table, now):
+            self._actions.append(open_grant(arrival))
             self._send_grant(arrival)
 
     def _send_grant(self, arrival: Arrival) -> None:
-        grant = Grant(
-            request_id=arrival.key[0],
-            attempt=arrival.key[1],
-            grant_id=arrival.grant_id,
-            page_indices=TokenIds(arrival.pages),
-            num_cached_tokens=0,
-        )
-        self._reply(arrival.writer, grant)
+        self._reply(arrival.writer, replies.granted(arrival, self._layout.page_size))
 
     def _verified(self, arrival: Arrival, error: str | None, now: float) -> None:
         if error is not None:
@@ -311,11 +322,12 @@ class IncomingTransfers:
         self._actions.append(
             Arrived(
                 key=arrival.key,
-                pages=arrival.pages,
+                pages=arrival.cached_pages + arrival.pages,
                 num_promised=arrival.num_promised,
                 num_tokens=arrival.num_tokens,
                 num_bytes=len(arrival.pages) * self._layout.page_bytes,
                 first_token=first,
+                cached_hashes=arrival.cached_hashes,
             )
         )
         self._table.remove(arrival)
@@ -323,10 +335,12 @@ class IncomingTransfers:
 
     def _refuse(self, arrival: Arrival, problem: str, now: float) -> None:
         """The commit does not hold: keep the pages out of use until the writer has drained."""
-        self._answer_commit(arrival, problem[:2000])
+        self._answer_commit(arrival, problem)
         # Its Commit promised what was not so; only Drained, or the receiver, is proof now.
         arrival.writer_stopped = arrival.writer_told
         arrival.is_suspect = True
+        text = f"sent pages that do not verify, {len(arrival.pages)} are quarantined: {problem}"
+        self._actions += self._fencing.notice(arrival.writer, "quarantine", text[:500], now)
         self._fail(arrival, "transfer_failed", problem, now)
 
     def _fail(self, arrival: Arrival, code: ErrorCode, message: str, now: float) -> None:
@@ -339,28 +353,29 @@ class IncomingTransfers:
         self._table.end(arrival.key)
         if arrival.phase is ArrivalPhase.QUEUED:
             if not arrival.writer_told:
-                self._deny(arrival.writer, arrival.key, code, message)
+                self._reply(arrival.writer, replies.denied(arrival.key, code, message))
             self._table.remove(arrival)
         elif arrival.phase is not ArrivalPhase.DRAINING:
             state = PageState.QUARANTINED if arrival.is_suspect else PageState.DRAINING
             self._ledger.move(arrival.pages, state)
+            self._ledger.drain(arrival.cached_pages)
             self._ledger.unpromise(arrival.num_promised)
             arrival.phase = ArrivalPhase.DRAINING
             arrival.heard_at = now  # it has another lease to say Drained
             self._actions.append(CloseGrant(arrival.grant_id))
             if not arrival.writer_told:
-                revoke = Revoke(request_id=arrival.key[0], attempt=arrival.key[1])
+                revoke = replies.revoked(arrival.key)
                 self._revokes.send(arrival.key, arrival.writer, revoke, now)
 
     def _free_if_drained(self, arrival: Arrival) -> None:
-        if arrival.pages and arrival.is_closed and arrival.writer_stopped:
-            self._ledger.release(arrival.pages)
-            arrival.pages = ()
+        if arrival.num_held and arrival.is_closed and arrival.writer_stopped:
+            self._pool.release(arrival.pages + arrival.cached_pages)
+            arrival.pages = arrival.cached_pages = ()
         self._forget_if_drained(arrival)
 
     def _forget_if_drained(self, arrival: Arrival) -> None:
         """The record stays while pages are held, or a living writer has not confirmed the end."""
-        if arrival.phase is not ArrivalPhase.DRAINING or arrival.pages:
+        if arrival.phase is not ArrivalPhase.DRAINING or arrival.num_held:
             return
         if arrival.writer_told or not arrival.writer_lives:
             self._revokes.acknowledge(arrival.key)
@@ -369,18 +384,11 @@ class IncomingTransfers:
     # --- answers ---------------------------------------------------------------------------------
 
     def _answer_commit(self, arrival: Arrival, error: str | None) -> None:
-        answer = self._commit_ack(arrival.key, arrival.grant_id, error)
+        answer = replies.commit_answered(arrival.key, arrival.grant_id, error)
         self._answers[arrival.key] = answer
         if len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
         self._reply(arrival.writer, answer)
-
-    def _commit_ack(self, key: TransferKey, grant_id: int, error: str | None) -> CommitAck:
-        return CommitAck(request_id=key[0], attempt=key[1], grant_id=grant_id, error=error)
-
-    def _deny(self, writer: bytes, key: TransferKey, code: ErrorCode, message: str) -> None:
-        denied = ReserveDenied(request_id=key[0], attempt=key[1], code=code, message=message)
-        self._reply(writer, denied)
 
     def _reply(self, writer: bytes, message: msgspec.Struct) -> None:
         self._actions.append(ReplyToWriter(writer, message))

@@ -14,9 +14,9 @@ class InprocPools:
         """Offer a pool of shape [pages, page_bytes]."""
         self._pools[address] = pages
 
-    def open(self, source: PageArray, address: str, num_pages: int) -> MappedPool:
+    def open(self, own: PageArray, address: str, num_pages: int) -> MappedPool:
         """The pool at an address. Raises ValueError where there is none, or a smaller one."""
         pages = self._pools.get(address)
         if pages is None or len(pages) < num_pages:
             raise ValueError(f"no pool of {num_pages} pages is registered as {address!r}")
-        return MappedPool(source, pages[:num_pages])
+        return MappedPool(own, pages[:num_pages])

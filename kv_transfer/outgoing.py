@@ -1,40 +1,43 @@
-"""The writer's side of every hand-off of a node: reserve, write, commit, drain. Pure.
+"""The writer's side of every hand-off of a node: reserve, read, write, commit, drain. Pure.
 
 A transfer's source pages may be reused once `SourceReleased` came: exactly once per `start`, and
-only when no copy runs or will run. `Drained` is final: after it nothing is written under its key.
-A guest that calls `cancel` gets no `TransferFailed`.
+only when no copy from or to them runs or will run. `Drained` is final: after it nothing is written
+or read under its key. A guest that calls `cancel` gets no `TransferFailed`.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from kv_transfer import requests
 from kv_transfer.actions import (
-    BulkEvent,
     Committed,
     FirstToken,
     Granted,
     OutgoingAction,
+    PagesRead,
     PagesWritten,
     Parked,
+    ReadEnded,
+    ReadFailed,
+    ReadPages,
     SendToOwner,
     SourceReleased,
     StopWriting,
     TransferFailed,
     TransferKey,
-    WriteFailed,
     WritePages,
+    WriterEvent,
 )
 from kv_transfer.departures import Departure, OutgoingPhase, explain_grant
+from kv_transfer.last_words import LastWords
+from kv_transfer.listening import ListenedTime
 from tandem.frames import Blob
 from tandem.messages.common import ErrorCode, NodeRef
 from tandem.messages.handoff import (
-    Commit,
     CommitAck,
-    Drained,
     DrainedAck,
     FromOwner,
     Grant,
-    Progress,
     Reserve,
     ReserveDenied,
     ReserveQueued,
@@ -43,7 +46,6 @@ from tandem.messages.handoff import (
 from tandem.outbox import Outbox
 
 ANSWER_S = 10.0  # an owner answers each Reserve, repeated every 2 s at the most
-MAX_LISTENED_S = 1.0  # per tick: what came during a long step of ours is not yet handled after it
 BEAT_S = 1.0  # a progress report per second renews the grant's lease while the prompt computes
 MAX_CHUNKS = 2048  # what a Commit may list
 MAX_ENDED = 16_384  # keys under which nothing may ever be written again
@@ -63,9 +65,9 @@ class OutgoingTransfers:
         self._owners: dict[str, NodeRef] = {}
         # At most one message per key waits for an answer: Reserve, then Commit, or else Drained.
         self._outbox: Outbox[TransferKey, str] = Outbox()
+        self._last_words = LastWords()  # Drained messages to owners that are lost
         self._actions: list[OutgoingAction] = []
-        self._ticked_at: float | None = None
-        self._listened_s = 0.0
+        self._listened = ListenedTime()
         self.num_ignored = 0
 
     def start(
@@ -78,6 +80,7 @@ class OutgoingTransfers:
         sequence: int,
         deadline_s: float | None,
         page_hashes: bytes,
+        gateway: bytes,
         now: float,
     ) -> list[OutgoingAction]:
         """Ask `owner` for pages for `num_tokens` tokens. Each attempt is started once."""
@@ -90,23 +93,25 @@ class OutgoingTransfers:
             self._actions += [TransferFailed(key, code, reason), SourceReleased(key)]
             return self._take(now)
         if not is_same:
-            self._lose(owner.node_id, "another process took its place", now)
+            self._lose(owner.node_id, "another process took its place", now, may_return=False)
         elif known.epoch > owner.epoch:
             owner = known  # the same process, admitted anew since: after a coordinator's restart
         self._owners[owner.node_id] = owner
         deadline = None if deadline_s is None else now + deadline_s
         num_pages = -(-num_tokens // self._page_size)
         self._live[key] = Departure(
-            key, owner, num_tokens, num_pages, deadline, heard_at=self._listened_s
+            key, owner, num_tokens, num_pages, deadline, heard_at=self._listened.now_s
         )
         reserve = Reserve(
             request_id=key[0],
             attempt=key[1],
+            owner_incarnation=owner.incarnation,
             num_tokens=num_tokens,
             max_total_tokens=max_total_tokens,
             sequence=sequence,
             deadline_s=deadline_s,
             page_hashes=Blob(page_hashes),
+            gateway=gateway,
         )
         self._outbox.send(key, owner.node_id, reserve, now)
         return self._take(now)
@@ -122,6 +127,23 @@ class OutgoingTransfers:
         assert len(source_pages) <= transfer.num_pages, len(source_pages)
         transfer.source_pages = tuple(source_pages)
         self._advance(transfer, now)
+        return self._take(now)
+
+    def read(
+        self, key: TransferKey, first: int, own_pages: Sequence[int], now: float
+    ) -> list[OutgoingAction]:
+        """Fill `own_pages` with what the owner has cached from page `first` on.
+
+        To be called once, after `Granted` and before anything was computed; ends in `ReadEnded`,
+        or, for a transfer that ends before, in its `SourceReleased`.
+        """
+        transfer = self._live[key]
+        assert transfer.phase is OutgoingPhase.WRITING, transfer.phase
+        owner_pages = transfer.cached_pages[first : first + len(own_pages)]
+        assert len(owner_pages) == len(own_pages) > 0
+        transfer.is_reading = True
+        read = ReadPages(key, transfer.owner, transfer.grant_id, owner_pages, tuple(own_pages))
+        self._actions.append(read)
         return self._take(now)
 
     def finish(
@@ -165,25 +187,24 @@ class OutgoingTransfers:
             case DrainedAck():
                 key = (message.request_id, message.attempt)
                 told = key not in self._live and self._outbox.acknowledge(key)
-                self.num_ignored += not told
+                self.num_ignored += not (self._last_words.acknowledge(key) or told)
             case _:
                 self.num_ignored += 1
         return self._take(now)
 
-    def bulk_event(self, event: BulkEvent, now: float) -> list[OutgoingAction]:
+    def bulk_event(self, event: WriterEvent, now: float) -> list[OutgoingAction]:
         """A copy returned, or will not run: nothing touches its source and target pages now."""
-        if not isinstance(event, PagesWritten | WriteFailed):
-            return self._take(now)
-        first = event.chunk.first if isinstance(event, PagesWritten) else event.first
         transfer = self._live.get(event.key)
-        if transfer is None or transfer.writing.pop(first, None) is None:
+        if transfer is None or not transfer.end_copy(event):
             self.num_ignored += 1
-            return self._take(now)
-        if transfer.phase is OutgoingPhase.STOPPING:
-            if not transfer.writing:
+        elif transfer.phase is OutgoingPhase.STOPPING:
+            if not transfer.is_busy:
                 self._end(transfer, now)
+        elif isinstance(event, PagesRead | ReadFailed):
+            seconds = event.seconds if isinstance(event, PagesRead) else None
+            self._actions.append(ReadEnded(event.key, seconds))
         elif isinstance(event, PagesWritten):
-            transfer.chunks[first] = event.chunk
+            transfer.chunks[event.chunk.first] = event.chunk
             self._advance(transfer, now)
         else:
             self._fail(transfer, "transfer_failed", event.reason, now)
@@ -209,25 +230,28 @@ class OutgoingTransfers:
 
     def tick(self, now: float) -> list[OutgoingAction]:
         """Resends, silence, deadlines and beats; call it a few times per second."""
-        since = now if self._ticked_at is None else self._ticked_at
-        self._listened_s += min(now - since, MAX_LISTENED_S)
-        self._ticked_at = now
+        self._listened.tick(now)
         for transfer in list(self._live.values()):
-            if transfer.phase is OutgoingPhase.STOPPING:
-                continue
+            if transfer.phase in (OutgoingPhase.COMMITTING, OutgoingPhase.STOPPING):
+                continue  # nothing is left to give up: the owner says how it ends
             if transfer.deadline is not None and now >= transfer.deadline:
                 reason = f"the hand-off to {transfer.owner.node_id} did not end before the deadline"
                 self._fail(transfer, "deadline_exceeded", reason, now)
             elif transfer.phase is OutgoingPhase.RESERVING:
-                if self._listened_s - transfer.heard_at >= ANSWER_S:
+                if self._listened.now_s - transfer.heard_at >= ANSWER_S:
                     self._fail_unanswered(transfer, now)
-            elif transfer.phase is OutgoingPhase.WRITING and now >= transfer.next_beat:
+            elif now >= transfer.next_beat:
                 self._beat(transfer, now)
         return self._take(now)
 
     def live(self) -> dict[TransferKey, OutgoingPhase]:
         """Transfers whose source pages are held or whose outcome is open."""
         return {key: transfer.phase for key, transfer in self._live.items()}
+
+    def phase(self, key: TransferKey) -> OutgoingPhase | None:
+        """Where a live transfer is."""
+        transfer = self._live.get(key)
+        return None if transfer is None else transfer.phase
 
     @property
     def num_unacknowledged(self) -> int:
@@ -243,11 +267,11 @@ class OutgoingTransfers:
         self.num_ignored += 1
         if isinstance(message, Grant | Revoke) and owner_id in self._owners:
             self._remember_ended(key)
-            self._tell_drained(owner_id, key, now)
+            self._outbox.send(key, owner_id, requests.drained(key), now)
 
     def _answer(self, transfer: Departure, message: FromOwner, now: float) -> None:
         phase = transfer.phase
-        transfer.heard_at = self._listened_s
+        transfer.heard_at = self._listened.now_s
         match message:
             case ReserveQueued() if phase is OutgoingPhase.RESERVING:
                 # The Reserve stays in the outbox: asking again keeps its place alive.
@@ -255,7 +279,7 @@ class OutgoingTransfers:
             case Grant() if phase is OutgoingPhase.RESERVING:
                 self._accept(transfer, message, now)
             case ReserveDenied() if phase is OutgoingPhase.RESERVING:
-                transfer.owner_lives = False  # there is no grant to drain
+                transfer.wants_drained = False
                 self._fail(transfer, message.code, message.message, now)
             case CommitAck() if phase is OutgoingPhase.COMMITTING and message.error is None:
                 self._actions.append(Committed(transfer.key))
@@ -277,11 +301,11 @@ class OutgoingTransfers:
             self._fail(transfer, "transfer_failed", problem, now)
             return
         transfer.grant_id = grant.grant_id
-        transfer.num_skipped = grant.num_cached_tokens // self._page_size
+        transfer.cached_pages = tuple(grant.cached_page_indices.array.tolist())
         transfer.target_pages = tuple(grant.page_indices.array.tolist())
         transfer.phase = OutgoingPhase.WRITING
         transfer.next_beat = now + BEAT_S
-        self._actions.append(Granted(transfer.key))
+        self._actions.append(Granted(transfer.key, grant.num_cached_tokens))
         self._advance(transfer, now)
 
     # --- steps of a transfer ---------------------------------------------------------------------
@@ -291,7 +315,7 @@ class OutgoingTransfers:
         if transfer.phase is not OutgoingPhase.WRITING:
             return
         first = transfer.num_asked
-        ready = transfer.source_pages[transfer.num_skipped + first :]
+        ready = transfer.source_pages[len(transfer.cached_pages) + first :]
         num_chunks = len(transfer.chunks) + len(transfer.writing)
         # The last place in the Commit's list is kept for all that remains at the end.
         if ready and (num_chunks < MAX_CHUNKS - 1 or transfer.first_token is not None):
@@ -307,30 +331,14 @@ class OutgoingTransfers:
             self._commit(transfer, now)
 
     def _commit(self, transfer: Departure, now: float) -> None:
-        assert transfer.first_token is not None
         transfer.phase = OutgoingPhase.COMMITTING
-        commit = Commit(
-            request_id=transfer.key[0],
-            attempt=transfer.key[1],
-            grant_id=transfer.grant_id,
-            num_tokens=transfer.num_tokens,
-            chunks=tuple(transfer.chunks[first] for first in sorted(transfer.chunks)),
-            first_token_id=transfer.first_token.token_id,
-            first_logprobs=transfer.first_token.logprobs,
-            report=transfer.first_token.report,
-        )
+        commit = requests.commit(transfer)
         self._outbox.send(transfer.key, transfer.owner.node_id, commit, now)
         self._actions.append(SourceReleased(transfer.key))
 
     def _beat(self, transfer: Departure, now: float) -> None:
         transfer.next_beat = now + BEAT_S
-        progress = Progress(
-            request_id=transfer.key[0],
-            attempt=transfer.key[1],
-            grant_id=transfer.grant_id,
-            num_pages_written=transfer.num_asked,
-        )
-        self._actions.append(SendToOwner(transfer.owner, progress))
+        self._actions.append(SendToOwner(transfer.owner, requests.progress(transfer)))
 
     def _fail(self, transfer: Departure, code: ErrorCode, message: str, now: float) -> None:
         self._actions.append(TransferFailed(transfer.key, code, message[:2000]))
@@ -342,8 +350,6 @@ class OutgoingTransfers:
             f"{owner.node_id} at {owner.control_address} does not answer: check --advertised-host "
             "and the firewall"
         )
-        # No Drained, which would be resent for good: a grant that we never heard of ends by its
-        # lease, and the Revoke that follows is answered.
         transfer.owner_lives = False
         self._fail(transfer, "node_failed", reason, now)
 
@@ -352,7 +358,7 @@ class OutgoingTransfers:
         if transfer.phase is OutgoingPhase.STOPPING:
             return
         self._outbox.acknowledge(transfer.key)
-        if transfer.writing:
+        if transfer.is_busy:
             transfer.phase = OutgoingPhase.STOPPING
             self._actions.append(StopWriting(transfer.key))
         else:
@@ -361,22 +367,25 @@ class OutgoingTransfers:
     def _end(self, transfer: Departure, now: float) -> None:
         if transfer.phase is not OutgoingPhase.COMMITTING:
             self._actions.append(SourceReleased(transfer.key))
-        del self._live[transfer.key]
-        self._remember_ended(transfer.key)
-        if transfer.owner_lives:
-            self._tell_drained(transfer.owner.node_id, transfer.key, now)
+        key = transfer.key
+        del self._live[key]
+        self._remember_ended(key)
+        if transfer.wants_drained and transfer.owner_lives:
+            self._outbox.send(key, transfer.owner.node_id, requests.drained(key), now)
+        elif transfer.wants_drained:
+            self._last_words.owe(key, transfer.owner, now)
 
-    def _lose(self, owner_id: str, reason: str, now: float) -> None:
-        """Should the owner live after all, it asks by Revoke and is told Drained then."""
-        self._outbox.drop_destination(owner_id)
+    def _lose(self, owner_id: str, reason: str, now: float, *, may_return: bool = True) -> None:
+        note = self._last_words.lost if may_return else self._last_words.forget
+        note(owner_id)
+        for key in self._outbox.drop_destination(owner_id):
+            if may_return and key not in self._live:  # so it was a Drained
+                self._last_words.owe(key, self._owners[owner_id], now)
         for transfer in list(self._live.values()):
             if transfer.owner.node_id == owner_id and transfer.owner_lives:
-                transfer.owner_lives = False
+                transfer.owner_lives, transfer.wants_drained = False, may_return
                 if transfer.phase is not OutgoingPhase.STOPPING:
                     self._fail(transfer, "node_failed", f"lost {owner_id}: {reason}", now)
-
-    def _tell_drained(self, owner_id: str, key: TransferKey, now: float) -> None:
-        self._outbox.send(key, owner_id, Drained(request_id=key[0], attempt=key[1]), now)
 
     def _remember_ended(self, key: TransferKey) -> None:
         self._ended[key] = None
@@ -385,7 +394,7 @@ class OutgoingTransfers:
             self._ended.popitem(last=False)
 
     def _take(self, now: float) -> list[OutgoingAction]:
-        for owner_id, message in self._outbox.due(now):
-            self._actions.append(SendToOwner(self._owners[owner_id], message))
+        due = [(self._owners[owner_id], m) for owner_id, m in self._outbox.due(now)]
+        self._actions += [SendToOwner(o, m) for o, m in due + self._last_words.due(now)]
         actions, self._actions = self._actions, []
         return actions
