@@ -5,47 +5,30 @@ whatever was admitted can always finish and nothing needs to be preempted.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum, auto
 
 import msgspec
 
+from decode_node.adoption import Adoptions
+from decode_node.entry import Entry, Phase
 from kv_transfer import actions as kv
+from kv_transfer.arrivals import ArrivalPhase
 from kv_transfer.incoming import IncomingTransfers
-from node.actions import NodeAction, Reply
+from node.actions import NodeAction, NodeNotice, Reply
 from node.ledger import PageState
-from node.resident import Attempts, Resident, finish_reason
+from node.resident import MAX_CLOSED, Attempts, Resident, finish_reason
 from node.runner import Sampled, SequenceStep
 from node.state import NodeState
 from scheduling.views import RequestKey, SequenceView
 from tandem.messages import handoff
-from tandem.messages.common import DecodeReport, ErrorCode, FinishReason, NodeRef, TokenLogprobs
-from tandem.messages.serving import CommandAck, CommandRefused, Decode, Ending
-
-COMMAND_PATIENCE_S = 60.0
-MAX_FAILED = 1_000
+from tandem.messages.common import ErrorCode, FinishReason, NodeRef, TokenLogprobs
+from tandem.messages.serving import (
+    Adopted,
+    CommandAck,
+    CommandRefused,
+    Decode,
+)
 
 StartLocal = Callable[[Resident, float], None]
-
-
-class Phase(Enum):
-    """Where a request is on its way."""
-
-    EXPECTED = auto()  # its command is here, its KV is not
-    WAITING = auto()  # KV and command are here; the batch policy has not admitted it
-    RUNNING = auto()  # one token per step
-
-
-@dataclass(slots=True)
-class Entry:
-    """One request with its command; `kv_at` and `started_at` are for its timeline."""
-
-    resident: Resident
-    phase: Phase = Phase.EXPECTED
-    first_token: kv.FirstToken | None = None
-    kv_at: float | None = None
-    started_at: float | None = None
-    num_transfer_bytes: int = 0
 
 
 class DecodeGuest:
@@ -58,40 +41,71 @@ class DecodeGuest:
         self._transfers = transfers
         self._start_local = start_local
         self._entries: dict[RequestKey, Entry] = {}
-        # KV that came before its command, and when.
-        self._arrived: dict[RequestKey, tuple[kv.Arrived, float]] = {}
+        self._arrived: dict[RequestKey, kv.Arrived] = {}  # KV that came before its command
+        self._adoptions = Adoptions()
         self._failed: dict[RequestKey, tuple[ErrorCode, str]] = {}  # before their command came
         self._attempts = Attempts()
 
     # --- commands and hand-offs -------------------------------------------------------------
 
     def command(self, peer: bytes, message: msgspec.Struct, now: float) -> list[NodeAction]:
-        """A gateway's `Decode`, or a writer's part of a hand-off."""
-        if isinstance(message, Decode):
-            return self._decode(peer, message, now)
-        assert isinstance(
-            message, handoff.Reserve | handoff.Progress | handoff.Commit | handoff.Drained
-        )
-        return self._obey(self._transfers.handle(peer, message, now), now)
+        """A gateway's `Decode`, question or answer, or a writer's part of a hand-off."""
+        match message:
+            case Decode():
+                return self._decode(peer, message, now)
+            case Adopted(request_id=request_id, attempt=attempt, is_wanted=is_wanted):
+                key = (request_id, attempt)
+                is_over = self._adoptions.answered(peer, key, is_wanted=is_wanted)
+                return self.cancel(key, now) if is_over else []
+            case _:
+                assert isinstance(message, handoff.FromWriter)
+                actions = self._obey(self._transfers.handle(peer, message, now), now)
+                if isinstance(message, handoff.Reserve):
+                    self._look_for_command((message.request_id, message.attempt), message.gateway)
+                return actions
+
+    def _look_for_command(self, key: RequestKey, gateway: bytes) -> None:
+        if key not in self._entries and self._is_wanting(key):
+            self._adoptions.found(key, gateway)
+
+    def _is_wanting(self, key: RequestKey) -> bool:
+        """Whether pages are held or waited for, for an attempt without a command."""
+        phase = self._transfers.phase(key)
+        return key in self._arrived or phase not in (None, ArrivalPhase.DRAINING)
+
+    def has(self, key: RequestKey) -> bool:
+        """Whether this attempt is waiting, running, or its KV is on its way."""
+        return key in self._entries or self._is_wanting(key)
+
+    def has_kv(self, peer: bytes, key: RequestKey) -> bool:
+        """Whether the attempt goes on, or ended, here: its prefill node is not needed any more."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.phase is not Phase.EXPECTED:
+            return True
+        is_committed = self._transfers.phase(key) is ArrivalPhase.VERIFYING
+        return key in self._arrived or is_committed or self._state.emitter.has_ending(peer, key)
 
     def _decode(self, peer: bytes, message: Decode, now: float) -> list[NodeAction]:
         spec = message.spec
         key = (spec.request_id, spec.attempt)
         ack = CommandAck(command="decode", request_id=key[0], attempt=key[1])
         if key in self._failed:
-            return [Reply(peer, _refusal(key, *self._failed.pop(key)))]
+            return [Reply(peer, _refusal(key, *self._failed[key]))]  # again: it may have got lost
         if key in self._entries or self._attempts.is_closed(key):
             return [Reply(peer, ack)]
         page_size = self._state.identity.layout.page_size
         resident = Resident(spec, peer=peer, now=now, page_size=page_size)
         if resident.num_final_pages > self._state.ledger.num_pages:
             return [Reply(peer, self._too_few_pages(resident))]
-        self._entries[key] = Entry(resident)
+        self._entries[key] = Entry(resident, is_local=message.prefill is None)
+        self._adoptions.settled(key)
+        actions: list[NodeAction] = [Reply(peer, ack)]
         if message.prefill is None:
+            actions += self._drop_transfers(key, now)
             self._start_local(resident, now)
         elif key in self._arrived:
-            self._join(self._arrived.pop(key)[0], now)
-        return [Reply(peer, ack)]
+            self._join(self._arrived.pop(key), now)
+        return actions
 
     def _too_few_pages(self, resident: Resident) -> CommandRefused:
         text = (
@@ -106,8 +120,8 @@ class DecodeGuest:
         raise AssertionError(f"{type(message).__name__} from {node_id} is for the prefill guest")
 
     def bulk_event(self, event: object, now: float) -> list[NodeAction]:
-        """Pages were verified, or a grant was closed."""
-        assert isinstance(event, kv.PagesVerified | kv.GrantClosed)
+        """Pages were verified, a grant was closed, or a writer is proved dead."""
+        assert isinstance(event, kv.OwnerEvent)
         return self._obey(self._transfers.bulk_event(event, now), now)
 
     def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
@@ -120,50 +134,82 @@ class DecodeGuest:
             match action:
                 case kv.ReplyToWriter(writer, message):
                     actions.append(Reply(writer, message))
+                case kv.Notice(text):
+                    actions.append(NodeNotice(text))
                 case kv.Arrived():
                     self._on_arrived(action, now)
-                case kv.ArrivalFailed(key, "cancelled"):
-                    # The writer tells the gateway how the attempt ended (its first token may have
-                    # been the last); an ending from here could overtake that.
-                    self._attempts.close(key)
-                    self._entries.pop(key, None)
-                case kv.ArrivalFailed(key, code, message):
-                    self._fail(key, code, message, now)
+                case kv.ArrivalFailed():
+                    self._on_failed(action, now)
                 case _:
                     actions.append(action)
         return actions
 
     def _on_arrived(self, arrived: kv.Arrived, now: float) -> None:
-        if self._attempts.is_closed(arrived.key):
-            self._drop(arrived)
-        elif arrived.key in self._entries:
+        entry = self._entries.get(arrived.key)
+        if entry is None and not self._attempts.is_closed(arrived.key):
+            self._arrived[arrived.key] = arrived
+        elif entry is not None and entry.awaits_transfer:
             self._join(arrived, now)
         else:
-            self._arrived[arrived.key] = (arrived, now)
+            self._drop(arrived)
+
+    def _on_failed(self, failed: kv.ArrivalFailed, now: float) -> None:
+        key = failed.key
+        entry = self._entries.get(key)
+        if entry is not None and not entry.awaits_transfer:
+            return
+        if failed.code == "cancelled":
+            # The writer tells the gateway how the attempt ended (its first token may have been the
+            # last); an ending from here could overtake that.
+            self._attempts.close(key)
+            self._entries.pop(key, None)
+        else:
+            self._fail(key, failed.code, failed.message, now)
+
+    def _drop_transfers(self, key: RequestKey, now: float) -> list[NodeAction]:
+        """Nothing of this attempt, or of earlier ones, is wanted from other nodes."""
+        for known in [k for k in self._arrived if k[0] == key[0] and k[1] <= key[1]]:
+            self._drop(self._arrived.pop(known))
+        return self._obey(self._transfers.cancel(key, now), now)
 
     def _drop(self, arrived: kv.Arrived) -> None:
         self._state.ledger.unpromise(arrived.num_promised)
-        self._state.ledger.release(arrived.pages)
+        self._state.pool.release(arrived.pages)
 
     def _join(self, arrived: kv.Arrived, now: float) -> None:
         entry = self._entries[arrived.key]
         resident = entry.resident
-        vocab_size = self._state.identity.model.vocab_size
-        if (
-            arrived.num_tokens != resident.num_tokens
-            or arrived.first_token.token_id >= vocab_size
-            or len(arrived.pages) + arrived.num_promised < resident.num_final_pages
-        ):
+        problem = self._explain_misfit(arrived, resident)
+        if problem is not None:
             self._drop(arrived)
-            text = f"KV of {arrived.num_tokens} tokens came for {resident.num_tokens}"
-            self._fail(arrived.key, "transfer_failed", text, now)
+            self._fail(arrived.key, "transfer_failed", problem, now)
             return
-        self._state.ledger.move(arrived.pages, PageState.ACTIVE)
+        self._state.ledger.move(arrived.pages[arrived.num_cached :], PageState.ACTIVE)
         resident.add_pages(list(arrived.pages))
         resident.num_promised = arrived.num_promised
         resident.num_computed = arrived.num_tokens
         entry.num_transfer_bytes = arrived.num_bytes
+        resident.num_cached = arrived.num_cached * self._state.identity.layout.page_size
+        entry.num_cached_tokens = resident.num_cached
         self._take_first_token(entry, arrived.first_token, now)
+
+    def _explain_misfit(self, arrived: kv.Arrived, resident: Resident) -> str | None:
+        """Why this KV is not the request's: a prefill node is believed nothing that can be seen."""
+        hashes = self._state.hashes(resident, resident.num_tokens)
+        if arrived.num_tokens != resident.num_tokens:
+            return f"KV of {arrived.num_tokens} tokens came for {resident.num_tokens}"
+        if arrived.cached_hashes != tuple(hashes[: arrived.num_cached]):
+            return "the prefill node reserved for the prefix of another prompt"
+        if arrived.first_token.token_id >= self._state.identity.model.vocab_size:
+            return f"the prefill node's first token is {arrived.first_token.token_id}"
+        # The emitter keeps as many logprobs as tokens, or none.
+        has_logprobs = arrived.first_token.logprobs is not None
+        if has_logprobs != (resident.spec.params.logprobs is not None):
+            return f"the first token came {'with' if has_logprobs else 'without'} logprobs"
+        num_pages = len(arrived.pages) + arrived.num_promised
+        if num_pages < resident.num_final_pages:
+            return f"{num_pages} pages were reserved, {resident.num_final_pages} are needed"
+        return None
 
     def local_done(self, resident: Resident, token: kv.FirstToken, now: float) -> None:
         """This node's own prefill guest computed the prompt: the `inproc` hand-off to itself."""
@@ -218,10 +264,12 @@ class DecodeGuest:
         """The step drew the next token."""
         entry = self._entries[key]
         assert sampled is not None
-        entry.resident.num_computed += num_tokens
         if sampled.error is not None:
-            self._fail(key, "internal", sampled.error, now)
+            self._end(entry, "failed", now, "internal", sampled.error)
+            self._state.distrust(entry.resident)
+            self._state.give_back(entry.resident)
             return []
+        entry.resident.num_computed += num_tokens
         self._append(entry, sampled.token_id, sampled.wire_logprobs, now)
         return []
 
@@ -238,19 +286,19 @@ class DecodeGuest:
 
     def tick(self, now: float) -> list[NodeAction]:
         """Grant reserves that have waited for pages, resend what is due, drop what nobody wants."""
-        for key in [k for k, (_, at) in self._arrived.items() if now - at > COMMAND_PATIENCE_S]:
-            self._attempts.close(key)
-            self._drop(self._arrived.pop(key)[0])
-        return self._obey(self._transfers.tick(now), now)
+        actions = self._obey(self._transfers.tick(now), now)
+        questions, silent = self._adoptions.tick(now, self._is_wanting)
+        for key in silent:
+            text = "the gateway did not say whether the attempt is wanted"
+            actions += self._abandon(key, text, now)
+        return actions + [Reply(gateway, question) for gateway, question in questions]
 
     # --- ending -----------------------------------------------------------------------------
 
     def cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
         """End this attempt and earlier ones, known or not yet known."""
         self._attempts.close(key)
-        actions = self._obey(self._transfers.cancel(key, now), now)
-        for known in [k for k in self._arrived if k[0] == key[0] and k[1] <= key[1]]:
-            self._drop(self._arrived.pop(known)[0])
+        actions = self._drop_transfers(key, now)
         for known in [k for k in self._entries if k[0] == key[0] and k[1] <= key[1]]:
             entry = self._entries.pop(known)
             self._state.emitter.close(entry.resident.peer, known)
@@ -265,7 +313,15 @@ class DecodeGuest:
         for key in lost:
             self._fail(key, "unavailable", "the gateway was silent for too long", now)
             actions += self._obey(self._transfers.cancel(key, now), now)
+        for key in self._adoptions.of_gateway(peer):
+            actions += self._abandon(key, "the gateway was silent for too long", now)
         return actions
+
+    def _abandon(self, key: RequestKey, message: str, now: float) -> list[NodeAction]:
+        """Give up what came before its command; should that come after all, it is refused."""
+        self._adoptions.settled(key)
+        self._fail(key, "unavailable", message, now)
+        return self._drop_transfers(key, now)
 
     def _finish(self, entry: Entry, reason: FinishReason, now: float) -> None:
         self._end(entry, reason, now)
@@ -277,7 +333,7 @@ class DecodeGuest:
             if not self._attempts.is_closed(key):
                 self._failed[key] = (code, message)
                 self._attempts.close(key)
-                if len(self._failed) > MAX_FAILED:
+                if len(self._failed) > MAX_CLOSED:  # not sooner than the attempt: it is no success
                     del self._failed[next(iter(self._failed))]
             return
         self._end(entry, "failed", now, code, message)
@@ -299,30 +355,13 @@ class DecodeGuest:
         resident = entry.resident
         self._attempts.close(resident.key)
         self._entries.pop(resident.key, None)
-        token = entry.first_token
-        ending = Ending(
-            request_id=resident.key[0],
-            attempt=resident.key[1],
-            end_index=resident.num_output_tokens,
-            reason=reason,
-            code=code,
-            message=message,
-            prefill=token.report if token is not None else None,
-            decode=self._report(entry, now),
-        )
+        node_id = self._state.identity.node_id
+        ending = entry.ending(reason, node_id, now, code=code, message=message)
         self._state.emitter.end(resident.peer, ending)
 
-    def _report(self, entry: Entry, now: float) -> DecodeReport:
-        arrived_at = entry.resident.arrived_at
-        kv_at = now if entry.kv_at is None else entry.kv_at
-        started_at = now if entry.started_at is None else entry.started_at
-        return DecodeReport(
-            node_id=self._state.identity.node_id,
-            transfer_end_after_s=max(0.0, kv_at - arrived_at),
-            started_after_s=max(0.0, started_at - arrived_at),
-            ended_after_s=max(0.0, now - arrived_at),
-            transfer_bytes=entry.num_transfer_bytes,
-        )
+    def knows(self, key: RequestKey) -> bool:
+        """Whether its `Decode` came, or it is over."""
+        return key in self._entries or self._attempts.is_closed(key)
 
     @property
     def num_requests(self) -> int:

@@ -67,7 +67,7 @@ def build_runner(
 ) -> BuiltRunner:
     """Load and prepare everything; `on_phase(name, seconds)` is called after each phase.
 
-    `allocate(num_bytes)` provides the memory of the KV pool (host devices only). ValueError with
+    `allocate(num_bytes)` provides the memory of the KV pool, on that device. ValueError with
     advice: bad weights, a context longer than the model's, or too little memory.
     """
     device = torch.device(options.device)

@@ -6,7 +6,7 @@ scratch page: padding rows write there and nowhere else, and no block table of a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -30,7 +30,18 @@ class WritableBuffer(Protocol):
         """Bytes."""
 
 
-AllocateBuffer = Callable[[int], WritableBuffer]
+class DeviceMemory(Protocol):
+    """Memory of a CUDA device, as bytes."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Where it is, how long."""
+
+    def __len__(self) -> int:
+        """Bytes."""
+
+
+AllocateBuffer = Callable[[int], WritableBuffer | DeviceMemory]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,7 @@ def make_kv_pool(
     device: torch.device,
     allocate: AllocateBuffer | None = None,
 ) -> KVPool:
-    """A pool of `num_pages` usable pages; `allocate(num_bytes)` provides host memory for it.
+    """A pool of `num_pages` usable pages; `allocate(num_bytes)` provides memory of `device` for it.
 
     Raises ValueError where the provided buffer is too short.
     """
@@ -73,5 +84,15 @@ def make_kv_pool(
             f"the KV buffer has {len(buffer)} bytes, but {num_pages} pages and the scratch page "
             f"need {needed}: allocate pool_bytes(layout, num_pages)"
         )
-    flat = torch.frombuffer(buffer, dtype=dtype, count=(num_pages + 1) * layout.page_elements)
-    return KVPool(layout, num_pages, flat.view(shape))
+    return KVPool(layout, num_pages, _as_bytes(buffer, device)[:needed].view(dtype).view(shape))
+
+
+def _as_bytes(buffer: WritableBuffer | DeviceMemory, device: torch.device) -> torch.Tensor:
+    """The very memory as a tensor: what others write into it must be seen here."""
+    interface = getattr(buffer, "__cuda_array_interface__", None)
+    if interface is None:
+        return torch.frombuffer(buffer, dtype=torch.uint8)
+    flat = torch.as_tensor(buffer, device=device)
+    if flat.data_ptr() != interface["data"][0]:
+        raise ValueError(f"the KV memory lies on {flat.device}, the model on {device}")
+    return flat

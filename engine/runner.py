@@ -44,7 +44,11 @@ class TorchRunner:
         return self._forward(step)[0]
 
     def run(self, batch: StepBatch) -> StepResult:
-        """Compute one step and draw; returns when the tokens are known on the host."""
+        """Compute one step and draw; returns when all of it is done, on the device too.
+
+        Pages are offered to other processes as soon as this returns, also those of prompts that
+        sampled nothing and so made nobody wait for the device.
+        """
         sampled: list[Sampled | None] = [None] * len(batch.sequences)
         if batch.num_tokens == 0:
             return StepResult(tuple(sampled))
@@ -53,6 +57,8 @@ class TorchRunner:
             drawn = self._sample(logits, requests)
             for sequence_id, result in zip(sequence_ids, drawn, strict=True):
                 sampled[sequence_id] = result
+        elif self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
         return StepResult(tuple(sampled))
 
     def _forward(

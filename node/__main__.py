@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import importlib
 import logging
 import os
 import secrets
@@ -12,136 +13,102 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import uvloop
 import zmq.asyncio
 
 from decode_node.guest import DecodeGuest
-from engine.build import BuiltRunner, EngineOptions, build_runner
+from kv_transfer.cuda_driver import CudaDriver
+from kv_transfer.cuda_ipc import MPS_ADVICE, CudaPool
 from kv_transfer.exchange import BulkExchange
 from kv_transfer.incoming import IncomingTransfers
 from kv_transfer.outgoing import OutgoingTransfers
 from kv_transfer.shared_memory import SharedPool
 from node.config import NodeConfig
 from node.core import Limits, NodeCore
+from node.device import Device
 from node.emitter import Emitter
 from node.ledger import PageLedger
 from node.loop import StepLoop
 from node.membership import Membership
 from node.peers import Owners
-from node.shell import COORDINATOR_MESSAGES, PEER_MESSAGES, NodeShell
-from node.state import NodeIdentity, NodeState
+from node.shell import ALLOWED, COORDINATOR_MESSAGES, PEER_MESSAGES, NodeShell
+from node.state import NodeState
 from prefill_node.guest import PrefillGuest
 from scheduling.batch_policies import make_batch_policy
 from scheduling.prefill_policies import FifoPrefill
 from tandem.codec import require_readable
 from tandem.config import load_config
-from tandem.messages.common import NAMES_ADVICE, ModelIdentity
+from tandem.event_log import EventLog, open_log, record
+from tandem.keys import COORDINATOR, Keyring
+from tandem.messages.common import NAMES_ADVICE
 from tandem.messages.membership import NodeHello, RoleWeights
-from tandem.model_folder import (
-    load_generation_defaults,
-    load_model_config,
-    resolve_model,
-    tokenizer_fingerprint,
-    weights_fingerprint,
-)
-from tandem.sockets import Link, Server, peer_identity, require_loopback
+from tandem.service import log_to_stderr
+from tandem.sockets import Link, Server, keyring_or_loopback, peer_identity
 
+RECORDED = ("handle", "tick", "plan", "computed", "cache_changes")
 log = logging.getLogger("tandem.node")
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """The device side, built before anything listens."""
+def build_device(
+    config: NodeConfig, node_id: str, incarnation: int
+) -> tuple[Device, SharedPool | CudaPool | None]:
+    """The device side and the memory of its pages. ValueError with advice where it does not fit."""
+    pools: list[SharedPool | CudaPool] = []
+    is_gpu = config.device.startswith("cuda")
+    driver = open_gpu(config) if is_gpu else None
 
-    built: BuiltRunner
-    pool: SharedPool | None
-    identity: NodeIdentity
+    def allocate(num_bytes: int) -> memoryview | CudaPool:
+        if driver is not None:
+            pools.append(pool := CudaPool(driver, num_bytes))
+            return pool
+        pools.append(shared := SharedPool.create(num_bytes))
+        return shared.buffer
 
-
-def report_phase(name: str, seconds: float) -> None:
-    """Named start-up phases, for people and the launcher."""
-    log.info("%-20s %6.2f s", name, seconds)
-
-
-class LoadProgress:
-    """Logs how far loading weights is, at most once per second."""
-
-    def __init__(self) -> None:
-        self._next_at = time.monotonic() + 1.0
-
-    def __call__(self, num_done: int, num_total: int) -> None:
-        """Bytes loaded, bytes in all."""
-        if time.monotonic() >= self._next_at:
-            self._next_at = time.monotonic() + 1.0
-            log.info("loading weights: %d %%", 100 * num_done // max(1, num_total))
+    # By name: a node that computes nothing must not load torch, which takes seconds.
+    module = "node.fake_device" if config.device == "fake" else "engine.device"
+    build = importlib.import_module(module).build_device
+    provide = None if is_gpu and driver is None else allocate
+    device: Device = build(config, node_id, incarnation, provide)
+    return device, pools[0] if device.is_shared else None
 
 
-def build_device(config: NodeConfig, node_id: str, incarnation: int) -> Device:
-    """Load the model and allocate pages. ValueError with advice where something does not fit."""
-    is_host = config.device == "cpu"
-    if not (is_host or (config.prefill_weight and config.decode_weight)):
+def open_gpu(config: NodeConfig) -> CudaDriver | None:
+    """What shares the GPU's pages with other processes; None where they stay in this one.
+
+    ValueError where they have to leave it and cannot.
+    """
+    if config.transport not in ("auto", "cuda_ipc"):
+        problem = f"--transport {config.transport} is for host memory, GPUs have cuda_ipc"
+    else:
+        try:
+            module = importlib.import_module("kv_transfer.cupy_driver")
+            driver: CudaDriver = module.open_driver(config.device)
+            if not driver.is_mps:
+                return driver
+            problem = MPS_ADVICE
+        except ImportError as error:
+            problem = f"{error}: pip install 'tandem-serve[cuda]'"
+        except ValueError as error:
+            problem = str(error)
+    both = config.prefill_weight and config.decode_weight
+    if config.transport == "cuda_ipc" or not both:
         raise ValueError(
-            f"KV cannot be moved out of {config.device} memory yet: give this node both roles "
-            "(--prefill-weight 1 --decode-weight 1), or use --device cpu"
+            f"KV pages cannot leave {config.device} ({problem}): make that possible, or give this "
+            "node both roles (--prefill-weight 1 --decode-weight 1 --transport auto)"
         )
-    folder = resolve_model(config.model)
-    model_config = load_model_config(folder)
-    started = time.perf_counter()
-    fingerprints = weights_fingerprint(folder), tokenizer_fingerprint(folder)
-    report_phase("fingerprints", time.perf_counter() - started)
-    pools: list[SharedPool] = []
-
-    def allocate(num_bytes: int) -> memoryview:
-        pools.append(SharedPool.create(num_bytes))
-        return pools[0].buffer
-
-    built = build_runner(
-        folder,
-        model_config,
-        EngineOptions(
-            device=config.device,
-            dtype=config.dtype,
-            numerics=config.numerics,
-            page_size=config.page_size,
-            num_pages=config.num_pages,
-            memory_share=config.memory_share,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-        ),
-        allocate=allocate if is_host else None,
-        on_phase=report_phase,
-        progress=LoadProgress(),
-    )
-    model = ModelIdentity(
-        served_name=config.served_model_name or folder.resolve().name,
-        weights_fingerprint=fingerprints[0],
-        tokenizer_fingerprint=fingerprints[1],
-        dtype=built.runner.layout.dtype,
-        max_model_len=built.max_model_len,
-        vocab_size=model_config.vocab_size,
-    )
-    identity = NodeIdentity(
-        node_id=node_id,
-        incarnation=incarnation,
-        model=model,
-        layout=built.runner.layout,
-        eos_token_ids=load_generation_defaults(folder).eos_token_ids,
-    )
-    return Device(built, pools[0] if pools else None, identity)
+    log.info("KV pages stay in this process: %s", problem)
+    return None
 
 
 def compose_core(config: NodeConfig, device: Device) -> NodeCore:
     """Both guests around one ledger, one policy over both."""
     identity = device.identity
-    ledger = PageLedger(device.built.runner.num_pages)
+    ledger = PageLedger(device.runner.num_pages)
     emitter = Emitter(identity.node_id, identity.incarnation)
     state = NodeState(identity, ledger, emitter)
-    incoming = IncomingTransfers(ledger, identity.layout, incarnation=identity.incarnation)
+    incoming = IncomingTransfers(state.pool, identity.layout, incarnation=identity.incarnation)
     decode = DecodeGuest(
         state, incoming, start_local=lambda resident, now: prefill.start_local(resident, now)
     )
@@ -165,11 +132,27 @@ def compose_core(config: NodeConfig, device: Device) -> NodeCore:
     )
 
 
-async def serve(config: NodeConfig, device: Device, run_dir: Path) -> str | None:
+def open_event_log(config: NodeConfig, device: Device) -> EventLog | None:
+    """Where the core's events and decisions are recorded, if the operator wants that."""
+    return open_log(
+        config.event_log,
+        role="node",
+        name=device.identity.node_id,
+        built_from=(config, device.identity, device.runner.num_pages),
+    )
+
+
+async def serve(
+    config: NodeConfig,
+    device: Device,
+    pool: SharedPool | CudaPool | None,
+    run_dir: Path,
+    keys: Keyring | None,
+) -> str | None:
     """Run until stopped or drained; returns what went wrong, if anything."""
     identity = device.identity
     context = zmq.asyncio.Context()
-    server: Server[object] = Server(context, PEER_MESSAGES)
+    server: Server[object] = Server(context, PEER_MESSAGES, keys=keys, allowed=ALLOWED)
     listening = server.bind(config.host, config.port)
     address = listening.replace(config.host, config.advertised_host or config.host)
     coordinator: Link[object] = Link(
@@ -177,15 +160,10 @@ async def serve(config: NodeConfig, device: Device, run_dir: Path) -> str | None
         COORDINATOR_MESSAGES,
         identity=peer_identity("node", identity.node_id, identity.incarnation),
         address=config.coordinator,
+        keys=keys,
+        server="/".join(COORDINATOR),
     )
-    exchange = BulkExchange(
-        identity,
-        device.pool,
-        num_pages=device.built.runner.num_pages,
-        transport=config.transport,
-        host=config.advertised_host or config.host,
-        run_dir=run_dir,
-    )
+    exchange = make_exchange(config, device, pool, run_dir, encrypt=keys is not None)
     owners = Owners(
         context,
         exchange,
@@ -193,53 +171,86 @@ async def serve(config: NodeConfig, device: Device, run_dir: Path) -> str | None
         incarnation=identity.incarnation,
         offer=lambda event: steps.offer(event),
         insist=lambda event: shell.insist(event),
+        load=lambda: steps.load(),
+        keys=keys,
     )
     membership = Membership(make_hello(config, device, address))
-    shell = NodeShell(server, coordinator, membership=membership, owners=owners, exchange=exchange)
-    steps = StepLoop(
-        compose_core(config, device), device.built.runner, post=shell.post, failed=shell.failed
+    shell = NodeShell(
+        server,
+        coordinator,
+        membership=membership,
+        owners=owners,
+        exchange=exchange,
+        drain_s=config.drain_s,
     )
+    event_log = open_event_log(config, device)
+    core = record(compose_core(config, device), event_log, RECORDED)
+    steps = StepLoop(core, device.runner, post=shell.post, failed=shell.failed)
     shell.attach(steps)
     exchange.start(lambda event: steps.offer(event), shell.failed)
     steps.start()
     try:
-        return await run_until_stopped(config, shell, steps, address)
+        return await run_until_stopped(
+            shell, steps, address=address, coordinator=config.coordinator
+        )
     finally:
         steps.stop()
+        if event_log is not None:
+            event_log.close()
         exchange.close()
         server.close()
         coordinator.close()
         context.term()
 
 
+def make_exchange(
+    config: NodeConfig,
+    device: Device,
+    pool: SharedPool | CudaPool | None,
+    run_dir: Path,
+    *,
+    encrypt: bool,
+) -> BulkExchange:
+    """The bulk side, not yet started."""
+    return BulkExchange(
+        device.identity,
+        pool,
+        num_pages=device.runner.num_pages,
+        transport=config.transport,
+        host=config.host,
+        advertised_host=config.advertised_host,
+        run_dir=run_dir,
+        encrypt_bulk=encrypt,
+    )
+
+
 async def run_until_stopped(
-    config: NodeConfig, shell: NodeShell, steps: StepLoop, address: str
+    shell: NodeShell, steps: StepLoop, *, address: str, coordinator: str
 ) -> str | None:
     """Announce readiness; the first signal drains, the second stops at once."""
     joined = asyncio.Event()
     running = asyncio.create_task(shell.run(joined))
-    drains: list[asyncio.Task[bool]] = []
+    signals: list[int] = []
 
-    def on_signal() -> None:
-        if drains:
+    def on_signal(number: int) -> None:
+        signals.append(number)
+        if len(signals) > 1:
             log.warning("stopping at once")
             running.cancel()
         else:
-            log.info("draining for up to %g s; Ctrl-C again stops at once", config.drain_s)
-            drains.append(asyncio.create_task(shell.drain(config.drain_s)))
+            shell.start_drain(f"{signal.Signals(number).name}; a second one stops at once")
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    announcing = asyncio.create_task(announce(joined, address, config.coordinator))
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    announcing = asyncio.create_task(announce(joined, address, coordinator))
     try:
         await running
     except asyncio.CancelledError:
         log.warning("stopped before the drain ended")
+        return "requests were left behind" if not steps.is_idle else None
     finally:
         announcing.cancel()
-    log.info("pages at the end: %s", steps.load().pages)
-    if drains and drains[0].done() and not drains[0].result():
-        return f"requests were left after {config.drain_s:g} s of draining"
+        log.info("pages at the end: %s", steps.load().pages)
     return shell.error
 
 
@@ -264,7 +275,7 @@ def make_hello(config: NodeConfig, device: Device, address: str) -> NodeHello:
         weights=RoleWeights(prefill=config.prefill_weight, decode=config.decode_weight),
         model=device.identity.model,
         layout=device.identity.layout,
-        num_pages=device.built.runner.num_pages,
+        num_pages=device.runner.num_pages,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=config.device,
@@ -273,40 +284,30 @@ def make_hello(config: NodeConfig, device: Device, address: str) -> NodeHello:
     return hello
 
 
-def log_budget(device: Device) -> None:
-    """The memory budget: weights, pages, tokens that fit."""
-    budget = device.built.budget
-    layout = device.identity.layout
-    log.info(
-        "memory: weights %.1f MiB, %d KV pages of %d tokens (%.1f MiB), %d tokens fit; ops %s",
-        budget.weight_bytes / 2**20,
-        budget.num_pages,
-        layout.page_size,
-        budget.num_pages * layout.page_bytes / 2**20,
-        budget.num_pages * layout.page_size,
-        device.built.ops_name,
-    )
-
-
 def main() -> int:
     """Start, serve, drain."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S"
-    )
     started = time.perf_counter()
     prog = f"python -m {Path(sys.argv[0]).parent.name}"
     config = load_config(NodeConfig, sys.argv[1:], prog=prog, section="node")
+    log_to_stderr(config.log_level)
     try:
-        if not config.allow_unauthenticated:
-            require_loopback(config.host)
+        keys = keyring_or_loopback(
+            config.keys,
+            "node",
+            config.name,
+            host=config.host,
+            allow_unauthenticated=config.allow_unauthenticated,
+        )
         make_batch_policy(config.batch_policy)
-        incarnation = secrets.randbits(62)
-        node_id = config.name or f"{socket.gethostname()[:32]}-{os.getpid()}"
-        device = build_device(config, node_id, incarnation)
-        log_budget(device)
-        report_phase("start-up in all", time.perf_counter() - started)
+        # Grows over restarts: the higher one has the name, in whatever order they are heard.
+        incarnation = (time.time_ns() // 1_000_000 << 21) | secrets.randbits(21)
+        made_up = f"{socket.gethostname()[:32]}-{os.getpid()}"
+        node_id = config.name or (made_up if keys is None else keys.name)
+        device, pool = build_device(config, node_id, incarnation)
+        log.info("%s", device.description)
+        log.info("%-20s %6.2f s", "start-up in all", time.perf_counter() - started)
         with tempfile.TemporaryDirectory(prefix="tandem-") as private:
-            problem = uvloop.run(serve(config, device, Path(config.run_dir or private)))
+            problem = uvloop.run(serve(config, device, pool, Path(config.run_dir or private), keys))
     except ValueError as error:
         problem = str(error)
     if problem is not None:
@@ -317,7 +318,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     status = main()
     logging.shutdown()
     sys.stdout.flush()

@@ -23,5 +23,21 @@ class SendToNode:
     message: msgspec.Struct
 
 
+@dataclass(frozen=True, slots=True)
+class NodeNotice:
+    """For the operator: a line of the log."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChanged:
+    """Routing prefixes that entered and left the prefix cache; a snapshot has all in `added`."""
+
+    is_snapshot: bool
+    added: tuple[bytes, ...]
+    removed: tuple[bytes, ...]
+
+
 NodeAction = object
-"""Reply, SendToNode, or a bulk request that the composition root knows to execute."""
+"""One of the above, or a bulk request that the composition root knows to execute."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tandem.config import Help
 
-Transport = Literal["auto", "shared_memory", "zmq"]
+Transport = Literal["auto", "shared_memory", "zmq", "cuda_ipc"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,11 @@ class NodeConfig:
     served_model_name: Annotated[
         str | None, Help("name that clients call the model by; default: the folder's name")
     ] = None
-    device: Annotated[str, Help("cpu, cuda or cuda:N")] = "cpu"
+    device: Annotated[str, Help("cpu, cuda or cuda:N; fake computes nothing, for tests")] = "cpu"
+    fake_step_s: Annotated[float, Help("how long a step of the fake device takes")] = 0.0
+    fake_wedge_s: Annotated[
+        float, Help("how long the fake device hangs in its next step after SIGUSR1")
+    ] = 10.0
     dtype: Annotated[
         Literal["auto", "float64", "float32", "bfloat16", "float16"],
         Help("of weights and KV; auto: float32 on the CPU, else the checkpoint's"),
@@ -55,15 +59,30 @@ class NodeConfig:
         str, Help("fifo (continuous), or the baselines static and static-dropping")
     ] = "fifo"
     transport: Annotated[
-        Transport, Help("how KV leaves this node; auto: shared memory on one host, else zmq")
+        Transport,
+        Help(
+            "how KV leaves this node; auto: shared memory on one host, else zmq; from a GPU "
+            "cuda_ipc, to GPUs of the same host"
+        ),
     ] = "auto"
     run_dir: Annotated[
         str | None, Help("folder for Unix sockets; default: a private temporary one")
     ] = None
-    drain_s: Annotated[float, Help("how long Ctrl-C waits for running requests")] = 30.0
+    drain_s: Annotated[
+        float, Help("how long a drain (Ctrl-C, tandem drain) waits for requests to end or move")
+    ] = 120.0
+    keys: Annotated[
+        str | None, Help("keys folder (tandem keys init); without it, loopback only")
+    ] = None
     allow_unauthenticated: Annotated[
         bool, Help("listen beyond loopback although there are no keys")
     ] = False
+    event_log: Annotated[
+        str | None, Help("file or folder to record every event and decision in, for scripts/replay")
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Help("least severe log lines shown")
+    ] = "info"
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""
@@ -78,6 +97,8 @@ class NodeConfig:
             raise ValueError(
                 "prefill-weight and decode-weight: one must be positive, none negative"
             )
+        if self.transport == "cuda_ipc" and not self.device.startswith("cuda"):
+            raise ValueError(f"--transport cuda_ipc is for GPUs, not for --device {self.device}")
         if self.page_size < 1 or self.page_size & (self.page_size - 1):
             raise ValueError(f"page-size {self.page_size} is not a power of two; use 16")
         if not 0 < self.memory_share <= 1:

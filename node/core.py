@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from node.actions import NodeAction, Reply
-from node.guest import DecodeRole, PrefillRole
+from node.actions import CacheChanged, NodeAction, Reply
+from node.guest import DecodeRole, Guest, PrefillRole
 from node.plan_check import check_plan
 from node.runner import SequenceStep, StepBatch, StepResult
 from node.state import NodeState
@@ -70,7 +70,12 @@ class Admitted:
     epoch: int
 
 
-Event = FromPeer | FromNode | FromBulk | NodeLost | GatewaySilent | Admitted
+@dataclass(frozen=True, slots=True)
+class CacheWanted:
+    """The coordinator has missed a change of the prefix cache: tell all of it."""
+
+
+Event = FromPeer | FromNode | FromBulk | NodeLost | GatewaySilent | Admitted | CacheWanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ class NodeCore:
         self.num_illegal_plans = 0
         self.num_unexpected = 0
         self.wake_at: float | None = None
+        self._is_cache_wanted = False
 
     def handle(self, event: Event, now: float) -> list[NodeAction]:
         """One event."""
@@ -131,6 +137,10 @@ class NodeCore:
                 return actions
             case Admitted(epoch):
                 self._state.epoch = epoch
+                self._is_cache_wanted = True
+                return []
+            case CacheWanted():
+                self._is_cache_wanted = True
                 return []
 
     def _from_peer(self, peer: bytes, message: msgspec.Struct, now: float) -> list[NodeAction]:
@@ -147,14 +157,31 @@ class NodeCore:
                 actions = self._cancel((request_id, attempt), now)
                 ack = serving.CommandAck(command="cancel", request_id=request_id, attempt=attempt)
                 return [*actions, Reply(peer, ack)]
+            case serving.AskAttempt(request_id=request_id, attempt=attempt):
+                return [Reply(peer, self._status_of(peer, (request_id, attempt)))]
             case serving.EmissionAck():
                 self._state.emitter.acknowledge(peer, message, now)
                 return []
-            case handoff.Reserve() | handoff.Progress() | handoff.Commit() | handoff.Drained():
+            case (
+                handoff.WriterHello()
+                | handoff.Reserve()
+                | handoff.Progress()
+                | handoff.Commit()
+                | handoff.Drained()
+                | serving.Adopted()
+            ):
                 return self._decode.command(peer, message, now)
             case _:
                 self.num_unexpected += 1
                 return []
+
+    def _status_of(self, peer: bytes, key: RequestKey) -> serving.AttemptStatus:
+        return serving.AttemptStatus(
+            request_id=key[0],
+            attempt=key[1],
+            has_kv=self._decode.has_kv(peer, key),
+            is_here=self._prefill.has(key) or self._decode.has(key),
+        )
 
     def _cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
         return self._prefill.cancel(key, now) + self._decode.cancel(key, now)
@@ -181,6 +208,8 @@ class NodeCore:
             problem = (
                 "a node hands nothing over to itself: place the request without a prefill node"
             )
+        elif self._contradicts(command):
+            problem = "a node is not both the prefill and the decode node of one attempt"
         else:
             try:
                 validate(spec.params, model.vocab_size, model.max_model_len)
@@ -195,6 +224,15 @@ class NodeCore:
             code="invalid_request",
             message=problem[:1000],
         )
+
+    def _contradicts(self, command: serving.Prefill | serving.Decode) -> bool:
+        """Whether the node has, or had, the other part of the same attempt, and not this one."""
+        mine: Guest = self._prefill
+        other: Guest = self._decode
+        if isinstance(command, serving.Decode):
+            mine, other = other, mine
+        key = (command.spec.request_id, command.spec.attempt)
+        return other.knows(key) and not mine.knows(key)
 
     def _is_me(self, node_id: str) -> bool:
         return node_id == self._state.identity.node_id
@@ -253,6 +291,16 @@ class NodeCore:
             actions += self._prefill.computed(key, num_tokens, sampled, now)
         return actions + self.flush(now)
 
+    def cache_changes(self) -> CacheChanged | None:
+        """What entered and left the prefix cache since the last call; all of it where asked for."""
+        added, removed = self._state.index.take_changes()
+        if self._is_cache_wanted:
+            self._is_cache_wanted = False
+            return CacheChanged(True, tuple(self._state.index.routing_prefixes()), ())
+        if not (added or removed):
+            return None
+        return CacheChanged(False, tuple(added), tuple(removed))
+
     def load(self, step_age_s: float) -> NodeLoad:
         """What heartbeats carry."""
         num_prompts, num_tokens = self._prefill.num_waiting()
@@ -270,6 +318,11 @@ class NodeCore:
             num_tokens_out=self._state.emitter.num_tokens,
             pages=self._state.ledger.counts(),
         )
+
+    @property
+    def num_sending(self) -> int:
+        """Computed prompts whose last pages are on their way to the decode node."""
+        return self._prefill.num_sending
 
     @property
     def is_idle(self) -> bool:

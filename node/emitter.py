@@ -28,7 +28,8 @@ class _Stream:
     is_ending_sent: bool = False
     is_ending_taken: bool = False
     is_finished: bool = False  # nothing more will be emitted here, and no ending either
-    report: PrefillReport | None = None
+    report: PrefillReport | None = None  # of prefill; it is in the message of the first token
+    is_report_sent: bool = False
     waiting_since: float = 0.0  # when the oldest unacknowledged part was sent
     resend_s: float = RESEND_AFTER_S
 
@@ -78,9 +79,9 @@ class _Draft:
             delta, cost = stream.take(key, MAX_MESSAGE_COST - self.cost)
             self.deltas.append(delta)
             self.cost += cost + 40
-        if stream.report is not None:
+        if stream.report is not None and not stream.is_report_sent:
             self.prefills.append((*key, stream.report))
-            stream.report = None
+            stream.is_report_sent = True
             self.cost += 200
         ending = stream.ending
         if stream.sent == stream.end and ending is not None and not stream.is_ending_taken:
@@ -128,6 +129,11 @@ class Emitter:
         self._stream(peer, key, ending.end_index).ending = ending
         self._fresh[(peer, key)] = None
 
+    def has_ending(self, peer: bytes, key: RequestKey) -> bool:
+        """Whether the attempt ended here and its gateway has not yet confirmed it."""
+        stream = self._streams.get(peer, {}).get(key)
+        return stream is not None and stream.ending is not None
+
     def finish(self, peer: bytes, key: RequestKey) -> None:
         """Another node carries the attempt on: forget it once what was emitted is taken."""
         stream = self._streams.get(peer, {}).get(key)
@@ -146,6 +152,8 @@ class Emitter:
                 del stream.ids[:num_taken], stream.logprobs[:num_taken]
                 stream.base += num_taken
                 stream.sent = max(stream.sent, stream.base)
+                if stream.is_report_sent:
+                    stream.report = None
                 stream.waiting_since, stream.resend_s = now, RESEND_AFTER_S
         for key in ack.ended:
             # An ending that was not sent yet is news to whoever acknowledged what came before it.
@@ -217,6 +225,7 @@ class Emitter:
                 is_waiting = bool(stream.ids) or is_unknown_end
                 if is_waiting and now - stream.waiting_since > stream.resend_s:
                     stream.sent, stream.is_ending_sent = stream.base, False
+                    stream.is_report_sent = False
                     stream.resend_s = min(2 * stream.resend_s, LONGEST_RESEND_S)
                     self._fresh[(peer, key)] = None
                     self.num_resent += 1

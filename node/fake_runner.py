@@ -5,6 +5,7 @@ arithmetic, as a real runner's: a page that is lost, swapped, reused too early o
 the tokens that follow. For fault tests and the simulator.
 """
 
+import threading
 import time
 import zlib
 
@@ -18,14 +19,30 @@ FAKE_LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=1, page_size=16, d
 
 
 class FakeRunner:
-    """Computes over `pool`, uint8 [pages, page_bytes] of `FAKE_LAYOUT`; a step takes `step_s`."""
+    """Computes over `pool`, uint8 [pages, page_bytes] of `FAKE_LAYOUT`; a step takes `step_s`.
 
-    def __init__(self, pool: NDArray[np.uint8], *, vocab_size: int, step_s: float = 0.0) -> None:
+    After `wedge()` the next step hangs for `wedge_s` before it computes.
+    """
+
+    def __init__(
+        self,
+        pool: NDArray[np.uint8],
+        *,
+        vocab_size: int,
+        step_s: float = 0.0,
+        wedge_s: float = 0.0,
+    ) -> None:
         slots = pool.view(np.int32)
         self._tokens = slots[:, : FAKE_LAYOUT.page_size]  # in place of K
         self._positions = slots[:, FAKE_LAYOUT.page_size :]  # in place of V
         self._vocab_size = vocab_size
         self._step_s = step_s
+        self._wedge_s = wedge_s
+        self._is_wedge_wanted = threading.Event()
+
+    def wedge(self) -> None:
+        """Hang in the next step; from any thread, or a signal handler."""
+        self._is_wedge_wanted.set()
 
     @property
     def layout(self) -> KVLayout:
@@ -39,6 +56,9 @@ class FakeRunner:
 
     def run(self, batch: StepBatch) -> StepResult:
         """Write the new tokens' "KV", then hash each history that asks for a sample."""
+        if self._is_wedge_wanted.is_set():
+            self._is_wedge_wanted.clear()
+            time.sleep(self._wedge_s)
         if self._step_s:
             time.sleep(self._step_s)
         return StepResult(tuple(self._run_sequence(s) for s in batch.sequences))
@@ -57,7 +77,9 @@ class FakeRunner:
         told = self._positions[table].reshape(-1)[:end]
         if not np.array_equal(told, np.arange(end)):
             return Sampled(0, error="the KV pages hold positions of another history")
-        return Sampled(fake_token(history, self._vocab_size))
+        has_logprobs = sequence.sample.params.logprobs is not None
+        token_id = fake_token(history, self._vocab_size)
+        return Sampled(token_id, logprob=0.0 if has_logprobs else None)
 
 
 def fake_token(history: NDArray[np.int32], vocab_size: int) -> int:

@@ -47,6 +47,12 @@ class Guest(Protocol):
     ) -> list[NodeAction]:
         """The step ran."""
 
+    def has(self, key: RequestKey) -> bool:
+        """Whether this attempt is waiting, at work or on its way here now."""
+
+    def knows(self, key: RequestKey) -> bool:
+        """Whether this attempt is, or was, this role's."""
+
     @property
     def num_requests(self) -> int:
         """Requests, hand-offs and leftovers that this guest still minds."""
@@ -64,9 +70,16 @@ class PrefillRole(Guest, Protocol):
     def num_waiting(self) -> tuple[int, int]:
         """Prompts not yet finished, and their tokens not yet computed."""
 
+    @property
+    def num_sending(self) -> int:
+        """Computed prompts that are not yet committed to their decode nodes."""
+
 
 class DecodeRole(Guest, Protocol):
     """The decode guest as the node sees it."""
+
+    def has_kv(self, peer: bytes, key: RequestKey) -> bool:
+        """Whether the attempt goes on, or ended, here: its prefill node is not needed any more."""
 
     def waiting(self) -> tuple[SequenceView, ...]:
         """Requests with KV that no policy has admitted yet."""

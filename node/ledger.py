@@ -61,6 +61,7 @@ class PageLedger:
         self.num_pages = num_pages
         self.num_promised = 0
         self.num_evicted = 0
+        self.num_returned = 0  # grows whenever more may be available than before
         self._state = [PageState.FREE] * num_pages
         self._holders = [0] * num_pages
         self._free: deque[int] = deque(range(num_pages))
@@ -91,6 +92,7 @@ class PageLedger:
         """Give promised pages back unused."""
         assert 0 <= num_pages <= self.num_promised, (num_pages, self.num_promised)
         self.num_promised -= num_pages
+        self.num_returned += num_pages
 
     def take(self, num_pages: int, state: PageState, *, promised: bool = False) -> list[int]:
         """Claim pages (FREE -> ACTIVE or GRANTED) with one holder each.
@@ -133,6 +135,12 @@ class PageLedger:
             assert self._state[page] in (PageState.ACTIVE, PageState.DRAINING), self._state[page]
             self._holders[page] += 1
 
+    def drain(self, pages: Iterable[int]) -> None:
+        """Their request ended, its remote reader may not have: DRAINING where nobody else holds."""
+        for page in pages:
+            if self._holders[page] == 1 and self._state[page] is PageState.ACTIVE:
+                self._set(page, PageState.DRAINING)
+
     def release(self, pages: Iterable[int], *, cache: frozenset[int] = frozenset()) -> None:
         """Drop a holder. Pages without one become CACHED where in `cache`, else FREE."""
         for page in pages:
@@ -140,6 +148,7 @@ class PageLedger:
             self._holders[page] -= 1
             if self._holders[page]:
                 continue
+            self.num_returned += 1
             if page in cache and self._state[page] in (PageState.ACTIVE, PageState.DRAINING):
                 self._set(page, PageState.CACHED)
                 self._cached[page] = None

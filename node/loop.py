@@ -9,12 +9,19 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from node.actions import NodeAction
 from node.core import Event, NodeCore
 from node.runner import Runner
+from node.step_times import StepTimes
 from tandem.messages.membership import NodeLoad
 
 TICK_S = 0.05
+CACHE_S = 0.25
+# How long the next step may be put off for hand-offs that the last one finished: a share of that.
+HANDOFF_SHARE = 0.1
+HANDOFF_S = 0.01
 MAX_EVENTS = 100_000
 
 
@@ -35,7 +42,10 @@ class StepLoop:
         self._failed = failed
         self._events: queue.Queue[Event] = queue.Queue(MAX_EVENTS)
         self._stopping = threading.Event()
-        self._step_began_at: float | None = None
+        self._came_round_at = time.monotonic()
+        self._is_computing = False
+        self._times = StepTimes()
+        self._next_cache_at = 0.0
         self._load = core.load(0.0)
         self._is_idle = True
         self._next_tick_at = 0.0
@@ -54,12 +64,14 @@ class StepLoop:
         return True
 
     def load(self) -> NodeLoad:
-        """The core's load as of its last look, with the age of the step that runs now."""
-        began_at = self._step_began_at
-        age_s = 0.0 if began_at is None else max(0.0, time.monotonic() - began_at)
+        """The core's load as of its last look, and how long ago the loop came round."""
+        now = time.monotonic()
         load = self._load
-        return NodeLoad(
-            **{name: getattr(load, name) for name in load.__struct_fields__} | {"step_age_s": age_s}
+        return msgspec.structs.replace(
+            load,
+            step_age_s=max(0.0, now - self._came_round_at),
+            has_work=self._is_computing or load.num_requests > 0 or not self._events.empty(),
+            predicted_step_s=self._times.predicted_s,
         )
 
     @property
@@ -76,6 +88,7 @@ class StepLoop:
         try:
             has_work = False
             while not self._stopping.is_set():
+                self._came_round_at = time.monotonic()
                 actions = self._take_events(0.0 if has_work else self._patience_s())
                 has_work = self._step(actions)
         except BaseException as error:
@@ -108,13 +121,33 @@ class StepLoop:
         self._post(actions)
         step = self._core.plan(now)
         if step is not None:
-            self._step_began_at = now
+            self._is_computing = True
+            num_sending = self._core.num_sending
             result = self._runner.run(step.batch)
-            self._step_began_at = None
-            now = time.monotonic()
+            self._is_computing = False
+            began, now = now, time.monotonic()
+            self._times.note(now - began)
             self._post(self._core.computed(step, result, now) + self._core.tick(now))
+            self._await_handoffs(num_sending, min(HANDOFF_S, HANDOFF_SHARE * (now - began)))
         if is_tick:
             self._next_tick_at = now + TICK_S
             self._load = self._core.load(0.0)
             self._is_idle = self._core.is_idle
+        if now >= self._next_cache_at:
+            self._next_cache_at = now + CACHE_S
+            change = self._core.cache_changes()
+            if change is not None:
+                self._post([change])
         return step is not None
+
+    def _await_handoffs(self, num_before: int, patience_s: float) -> None:
+        """Commit prompts whose last pages are written in a moment, before the next step begins.
+
+        They would wait for all of it: measured, that was five sixths of a hand-off's time.
+        """
+        ends_at = time.monotonic() + patience_s
+        while self._core.num_sending > num_before:
+            left_s = ends_at - time.monotonic()
+            if left_s <= 0:
+                return
+            self._post(self._take_events(left_s))

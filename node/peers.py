@@ -14,8 +14,10 @@ import msgspec
 import zmq.asyncio
 
 from node.core import Event, FromNode, NodeLost
+from tandem.keys import Keyring
 from tandem.messages.common import NodeRef
 from tandem.messages.handoff import FromOwner, OwnerRefused, OwnerWelcome, WriterHello
+from tandem.messages.membership import NodeLoad
 from tandem.sockets import Link, peer_identity
 
 HELLO_S = 1.0
@@ -28,17 +30,17 @@ log = logging.getLogger("tandem.node")
 class PageExchange(Protocol):
     """The node's bulk side: who may exchange pages with it, and the thread that moves them."""
 
-    def hello(self, epoch: int) -> WriterHello:
-        """How this node introduces itself to a page owner."""
+    def hello(self, epoch: int, chosen: str | None = None) -> WriterHello:
+        """How this node introduces itself to a page owner, with the transport that it will use."""
 
     def answer(self, writer: bytes, hello: WriterHello) -> msgspec.Struct:
         """How this node, as an owner, answers a writer."""
 
     def is_admitted(self, writer: bytes) -> bool:
-        """Whether this node, as an owner, welcomed the writer."""
+        """Whether this node, as an owner, confirmed the writer's transport."""
 
-    def open_owner(self, welcome: OwnerWelcome) -> str | None:
-        """The owner chose a transport: open it; an error text where that fails."""
+    def open_owner(self, welcome: OwnerWelcome) -> str:
+        """Open the best of the owner's offers; its name. ValueError with all reasons if none."""
 
     def close_owner(self, node_id: str) -> None:
         """Give an owner's pool up: unanswered writes fail, its mapping or connection goes."""
@@ -55,7 +57,8 @@ class _Owner:
     node: NodeRef
     link: Link[Any]
     task: asyncio.Task[None] | None = None
-    is_open: bool = False
+    chosen: str | None = None  # the transport that it was told
+    is_open: bool = False  # it confirmed that
     heard_at: float = field(default_factory=time.monotonic)
     waiting: list[msgspec.Struct] = field(default_factory=list)
 
@@ -72,12 +75,16 @@ class Owners:
         incarnation: int,
         offer: Callable[[Event], bool],
         insist: Callable[[Event], None],
+        load: Callable[[], NodeLoad],
+        keys: Keyring | None = None,
     ) -> None:
         self._context = context
+        self._keys = keys
         self._exchange = exchange
         self._identity = peer_identity("node", node_id, incarnation)
         self._offer = offer
         self._insist = insist
+        self._load = load
         self._owners: dict[str, _Owner] = {}
         self.epoch = 0
 
@@ -114,7 +121,12 @@ class Owners:
 
     def _open(self, node: NodeRef) -> _Owner:
         link: Link[Any] = Link(
-            self._context, FromOwner, identity=self._identity, address=node.control_address
+            self._context,
+            FromOwner,
+            identity=self._identity,
+            address=node.control_address,
+            keys=self._keys,
+            server=f"node/{node.node_id}",
         )
         owner = self._owners[node.node_id] = _Owner(node, link)
         owner.task = asyncio.create_task(self._serve(owner))
@@ -139,7 +151,7 @@ class Owners:
 
     async def _greet(self, owner: _Owner) -> None:
         while True:
-            owner.link.send(self._exchange.hello(self.epoch))
+            owner.link.send(self._hello(owner))
             await asyncio.sleep(GREETING_S if owner.is_open else HELLO_S)
             silent_s = time.monotonic() - owner.heard_at
             if silent_s > SILENT_S:
@@ -148,18 +160,41 @@ class Owners:
                 return
 
     async def _welcomed(self, owner: _Owner, welcome: OwnerWelcome) -> None:
-        if owner.is_open or welcome.incarnation != owner.node.incarnation:
-            return  # a repeated welcome, or one of another process under the same address
-        # Opening a mapping may wait for the owner; heartbeats must not.
-        problem = await asyncio.to_thread(self._exchange.open_owner, welcome)
-        if problem is not None:
-            self._give_up(owner, problem)
+        if welcome.incarnation != owner.node.incarnation:
+            reason = f"another process answers at {owner.node.control_address}"
+            self.close(owner.node, reason)
             return
-        owner.is_open = True
-        for message in owner.waiting:
-            owner.link.send(message)
-        owner.waiting.clear()
+        if owner.is_open:
+            return  # a repeated welcome
+        if owner.chosen is None:
+            await self._choose(owner, welcome)
+        elif welcome.transport == owner.chosen:
+            owner.is_open = True
+            for message in owner.waiting:
+                owner.link.send(message)
+            owner.waiting.clear()
+
+    async def _choose(self, owner: _Owner, welcome: OwnerWelcome) -> None:
+        """Measure the owner's offers, away from this thread: heartbeats must not wait for that."""
+        try:
+            owner.chosen = await asyncio.to_thread(self._exchange.open_owner, welcome)
+        except ValueError as error:
+            self._give_up(owner, str(error))
+            return
+        owner.link.send(self._hello(owner))
+
+    def _hello(self, owner: _Owner) -> WriterHello:
+        load = self._load()
+        return msgspec.structs.replace(
+            self._exchange.hello(self.epoch, owner.chosen),
+            has_work=load.has_work,
+            step_age_s=load.step_age_s,
+            predicted_step_s=load.predicted_step_s,
+        )
 
     def _give_up(self, owner: _Owner, reason: str) -> None:
+        """Fail what waits for it, forget the choice; the next welcome begins anew."""
         owner.waiting.clear()
+        owner.is_open, owner.chosen = False, None
+        self._exchange.close_owner(owner.node.node_id)
         self._insist(NodeLost(owner.node, reason))

@@ -131,13 +131,16 @@ def finish_reason(resident: Resident, eos_token_ids: tuple[int, ...]) -> FinishR
     return "length" if resident.num_tokens >= resident.max_total_tokens else None
 
 
+MAX_CLOSED = 20_000  # requests whose ended attempts are remembered
+
+
 class Attempts:
     """The highest attempt of each request that has ended here; bounded, oldest forgotten first.
 
     A command for a closed attempt, or one older than it, is late and must not start again.
     """
 
-    def __init__(self, limit: int = 20_000) -> None:
+    def __init__(self, limit: int = MAX_CLOSED) -> None:
         self._limit = limit
         self._closed: dict[bytes, int] = {}
 

@@ -67,6 +67,9 @@ class StepBatch:
         return sum(len(s.token_ids) for s in self.sequences) + len(self.padding_contexts)
 
 
+LOWEST_LOGPROB = -1e9
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """A drawn token; `error` names why none could be drawn (then `token_id` is meaningless)."""
@@ -81,7 +84,11 @@ class Sampled:
         """What travels with the token, where the request asked for it."""
         if self.logprob is None:
             return None
-        return TokenLogprobs(logprob=self.logprob, top=self.top_logprobs)
+        # The wire takes finite numbers only, and one refused `Emission` would stop every stream.
+        return TokenLogprobs(
+            logprob=max(LOWEST_LOGPROB, self.logprob),
+            top=tuple((token_id, max(LOWEST_LOGPROB, p)) for token_id, p in self.top_logprobs),
+        )
 
 
 @dataclass(frozen=True, slots=True)

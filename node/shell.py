@@ -9,14 +9,23 @@ import threading
 import time
 from typing import Any
 
-from node.actions import NodeAction, Reply, SendToNode
-from node.core import Admitted, Event, FromPeer, GatewaySilent, NodeLost
+from node.actions import CacheChanged, NodeAction, NodeNotice, Reply, SendToNode
+from node.core import Admitted, CacheWanted, Event, FromPeer, GatewaySilent, NodeLost
+from node.drain import Drain
 from node.loop import StepLoop
-from node.membership import Joined, Membership, TurnedAway
+from node.membership import (
+    DrainWanted,
+    Forgotten,
+    Joined,
+    Membership,
+    Outcome,
+    SnapshotWanted,
+    TurnedAway,
+)
 from node.peers import Owners, PageExchange
 from tandem.codec import ProtocolError
 from tandem.messages.handoff import FromWriter, Reserve, WriterHello
-from tandem.messages.membership import ToNode
+from tandem.messages.membership import NodeLoad, ToNode
 from tandem.messages.serving import FromGatewayToNode, PeerBeat
 from tandem.service import run_until
 from tandem.sockets import Link, Server
@@ -29,7 +38,10 @@ log = logging.getLogger("tandem.node")
 
 
 class NodeShell:
-    """Connects a step loop with the world until told to stop. Build it inside the event loop."""
+    """Connects a step loop with the world until told to stop. Build it inside the event loop.
+
+    `drain_s`: how long a drain may take.
+    """
 
     def __init__(
         self,
@@ -39,6 +51,7 @@ class NodeShell:
         membership: Membership,
         owners: Owners,
         exchange: PageExchange,
+        drain_s: float,
     ) -> None:
         self._server = server
         self._coordinator = coordinator
@@ -48,7 +61,9 @@ class NodeShell:
         self._stopped = asyncio.Event()
         self._event_loop = asyncio.get_running_loop()
         self._steps: StepLoop | None = None
-        self._draining = False
+        self._drain_s = drain_s
+        self._drain: asyncio.Task[None] | None = None
+        self._is_lapsed = False
         self._gateways_heard_at: dict[bytes, float] = {}
         self._silent: set[bytes] = set()
         self.num_unwelcome = 0
@@ -60,10 +75,12 @@ class NodeShell:
 
     def post(self, actions: list[NodeAction]) -> None:
         """Execute what the core asked for. Called by the step thread."""
-        messages = []
+        messages: list[Reply | SendToNode | CacheChanged] = []
         for action in actions:
-            if isinstance(action, Reply | SendToNode):
+            if isinstance(action, Reply | SendToNode | CacheChanged):
                 messages.append(action)
+            elif isinstance(action, NodeNotice):
+                log.warning("%s", action.text)
             else:
                 self._exchange.submit(action)
         if messages:
@@ -74,8 +91,11 @@ class NodeShell:
         name = threading.current_thread().name
         self._event_loop.call_soon_threadsafe(self._stop, f"the {name} thread failed: {error!r}")
 
-    def _send(self, actions: list[Reply | SendToNode]) -> None:
+    def _send(self, actions: list[Reply | SendToNode | CacheChanged]) -> None:
         for action in actions:
+            if isinstance(action, CacheChanged):
+                self._membership.cache_changed(action)
+                continue
             try:
                 match action:
                     case Reply(peer, message):
@@ -114,19 +134,36 @@ class NodeShell:
         finally:
             self._owners.close_all()
 
-    async def drain(self, patience_s: float) -> bool:
-        """Take no new work, wait for what runs, say goodbye; False where something is left."""
+    def start_drain(self, reason: str) -> bool:
+        """Finish what is here, take no new work, then leave; False where that has begun before."""
+        if self._drain is not None:
+            return False
+        log.info("draining for up to %g s: %s", self._drain_s, reason)
+        self._drain = asyncio.create_task(self._leave_when_empty())
+        return True
+
+    async def _leave_when_empty(self) -> None:
         assert self._steps is not None
-        self._draining = True
-        ends_at = time.monotonic() + patience_s
-        while time.monotonic() < ends_at and not self._steps.is_idle:  # noqa: ASYNC110  a thread's
+        now = time.monotonic()
+        drain = Drain(now, self._drain_s)
+        self._membership.hurry(now)
+        while not drain.is_over(
+            now,
+            is_idle=self._steps.is_idle,
+            is_known=self._membership.is_drain_known(now),
+        ):
+            if drain.is_report_due(now):
+                log.info("left to do: %s", describe_work(self._steps.load()))
             await asyncio.sleep(TICK_S)
-        is_clean = self._steps.is_idle
+            now = time.monotonic()
+        problem = None
+        if not self._steps.is_idle:
+            work = describe_work(self._steps.load())
+            problem = f"after {self._drain_s:g} s of draining there was left: {work}"
         if self._membership.epoch:
             self._coordinator.send(self._membership.goodbye())
             await asyncio.sleep(TICK_S)  # let the socket's thread put it on the wire
-        self._stop(None)
-        return is_clean
+        self._stop(problem)
 
     async def _serve_peers(self) -> None:
         while True:
@@ -135,6 +172,7 @@ class NodeShell:
                 log.warning("dropped a message of %r: %s", peer[:64], message)
             elif isinstance(message, WriterHello):
                 self._server.send(peer, self._exchange.answer(peer, message))
+                self._offer(FromPeer(peer, message))  # by its epoch it may replace an older process
             elif isinstance(message, Reserve) and not self._exchange.is_admitted(peer):
                 self.num_unwelcome += 1  # it greets again, and asks again
             elif isinstance(message, FromWriter):
@@ -146,25 +184,46 @@ class NodeShell:
 
     async def _serve_coordinator(self, joined: asyncio.Event) -> None:
         async for message in self._coordinator.messages():
-            outcome = self._membership.handle(message, time.monotonic())
-            if isinstance(outcome, Joined):
-                log.info("admitted under epoch %d", outcome.epoch)
-                self._owners.epoch = outcome.epoch
-                self.insist(Admitted(outcome.epoch))
-                joined.set()
-            elif isinstance(outcome, TurnedAway):
-                self._stop(f"the coordinator refused this node: {outcome.reason}")
+            for outcome in self._membership.handle(message, time.monotonic()):
+                self._obey(outcome)
+                if isinstance(outcome, Joined):
+                    joined.set()
+
+    def _obey(self, outcome: Outcome) -> None:
+        match outcome:
+            case Joined(epoch):
+                log.info("admitted under epoch %d", epoch)
+                self._owners.epoch = epoch
+                self.insist(Admitted(epoch))
+            case TurnedAway(reason):
+                self._stop(f"the coordinator refused this node: {reason}")
+            case Forgotten(reason):
+                log.warning("the coordinator asks for a new hello: %s", reason)
+            case SnapshotWanted():
+                self.insist(CacheWanted())
+            case DrainWanted():
+                self.start_drain("an operator wants this node to leave")
 
     async def _keep_membership(self) -> None:
         assert self._steps is not None
         while True:
+            now = time.monotonic()
             message = self._membership.due(
-                time.monotonic(), self._steps.load(), draining=self._draining
+                now, self._steps.load(), draining=self._drain is not None
             )
             if message is not None:
                 self._coordinator.send(message)
-            self._note_silent_gateways(time.monotonic())
+            self._note_lapse(now)
+            self._note_silent_gateways(now)
             await asyncio.sleep(TICK_S)
+
+    def _note_lapse(self, now: float) -> None:
+        is_lapsed = self._membership.is_lapsed(now)
+        if is_lapsed and not self._is_lapsed:
+            log.warning("no answer from the coordinator for a lease; requests go on without it")
+        elif self._is_lapsed and not is_lapsed:
+            log.info("the coordinator answers again")
+        self._is_lapsed = is_lapsed
 
     def _note_silent_gateways(self, now: float) -> None:
         """Gateways beat every second: the silent end, and are forgotten when silent for longer."""
@@ -182,5 +241,16 @@ class NodeShell:
                 self._silent.discard(peer)
 
 
+def describe_work(load: NodeLoad) -> str:
+    """What a draining node waits for, in words."""
+    others = load.num_prefill_waiting + load.num_decode_running + load.num_decode_waiting
+    return (
+        f"{load.num_prefill_waiting} prompts, {load.num_decode_running} decoding, "
+        f"{load.num_decode_waiting} waiting to decode, {load.num_transfers} transfers, "
+        f"{max(0, load.num_requests - others - load.num_transfers)} unacknowledged"
+    )
+
+
 PEER_MESSAGES = FromGatewayToNode | FromWriter
+ALLOWED = {"gateway": FromGatewayToNode, "node": FromWriter}  # by kind of key
 COORDINATOR_MESSAGES = ToNode

@@ -8,22 +8,29 @@ from dataclasses import dataclass, field
 
 from node.emitter import Emitter
 from node.ledger import PageLedger, PageState
+from node.page_pool import PagePool
 from node.prefix_index import PrefixIndex
 from node.resident import Resident
 from scheduling.page_hash import PageHasher
 from tandem.layout import KVLayout
 from tandem.messages.common import ModelIdentity
 
+MAX_HASHERS = 1024  # tenants
+
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Who this process is, for as long as it lives."""
+    """Who this process is, for as long as it lives.
+
+    `prefix_key` keys page hashes; empty: the weights' fingerprint does, which is no secret.
+    """
 
     node_id: str
     incarnation: int
     model: ModelIdentity
     layout: KVLayout
     eos_token_ids: tuple[int, ...]
+    prefix_key: bytes = b""
 
 
 @dataclass(slots=True)
@@ -35,16 +42,23 @@ class NodeState:
     emitter: Emitter
     index: PrefixIndex = field(default_factory=PrefixIndex)
     epoch: int = 0
+    pool: PagePool = field(init=False)
     _hashers: dict[str, PageHasher] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pool = PagePool(self.ledger, self.index)
 
     def hashes(self, resident: Resident, num_tokens: int) -> list[bytes]:
         """Hashes of the full pages within the first `num_tokens` tokens."""
         tenant = resident.spec.tenant
         if tenant not in self._hashers:
+            if len(self._hashers) >= MAX_HASHERS:
+                del self._hashers[next(iter(self._hashers))]  # made again when it is asked for
+            fingerprint = self.identity.model.weights_fingerprint
             self._hashers[tenant] = PageHasher(
-                key=self.identity.model.weights_fingerprint.encode(),
+                key=self.identity.prefix_key or fingerprint.encode(),
                 tenant=tenant,
-                weights_fingerprint=self.identity.model.weights_fingerprint,
+                weights_fingerprint=fingerprint,
                 dtype=self.identity.layout.dtype,
                 page_size=self.identity.layout.page_size,
             )
@@ -59,20 +73,18 @@ class NodeState:
         The last known token is always computed, so it is never part of the cached prefix. With
         `extra_promise` that many pages are promised for its growth as well.
         """
-        self.forget_evicted()
-        page_size = self.identity.layout.page_size
-        cached = self.index.match(self.hashes(resident, resident.num_tokens - 1))
-        num_fresh = resident.num_missing_pages - len(cached)
-        num_idle = sum(self.ledger.state(p) is PageState.CACHED for p in cached)
-        if num_fresh + num_idle + extra_promise > self.ledger.num_available:
+        claim = self.pool.claim(
+            self.hashes(resident, resident.num_tokens - 1),
+            resident.num_missing_pages,
+            PageState.ACTIVE,
+            num_promised=extra_promise,
+        )
+        if claim is None:
             return False
-        self.ledger.hold(cached)
-        resident.add_pages(cached)
-        resident.add_pages(self.ledger.take(num_fresh, PageState.ACTIVE))
-        resident.num_computed = resident.num_cached = len(cached) * page_size
-        self.ledger.promise(extra_promise)
+        resident.add_pages([*claim.cached, *claim.fresh])
+        resident.num_computed = len(claim.cached) * self.identity.layout.page_size
+        resident.num_cached = resident.num_computed
         resident.num_promised = extra_promise
-        self.forget_evicted()
         return True
 
     def grow(self, resident: Resident) -> None:
@@ -82,23 +94,26 @@ class NodeState:
             resident.num_promised -= num_pages
             assert resident.num_promised >= 0, "grown past the promise"
             resident.add_pages(self.ledger.take(num_pages, PageState.ACTIVE, promised=True))
-            self.forget_evicted()
+            self.pool.forget_evicted()
 
     def index_pages(self, resident: Resident) -> None:
         """Make the full, computed pages of a request available as prefix cache."""
-        self.forget_evicted()
+        self.pool.forget_evicted()
         for page_hash, page in zip(
             self.hashes(resident, resident.num_computed), resident.pages, strict=False
         ):
             self.index.insert(page_hash, page)
 
+    def distrust(self, resident: Resident) -> None:
+        """Its tokens could not be computed: what it filled is no prefix for anybody.
+
+        Pages that it shares because they were cached before it came are not its own to judge.
+        """
+        num_shared = resident.num_cached // self.identity.layout.page_size
+        self.index.forget(resident.pages[num_shared:])
+
     def give_back(self, resident: Resident) -> None:
         """Release a request's pages and promises; indexed pages stay cached."""
         self.ledger.unpromise(resident.num_promised)
         resident.num_promised = 0
-        pages = resident.drop_pages()
-        self.ledger.release(pages, cache=self.index.indexed(pages))
-
-    def forget_evicted(self) -> None:
-        """Tell the prefix index which cached pages were reclaimed."""
-        self.index.forget(self.ledger.take_evicted())
+        self.pool.release(resident.drop_pages())

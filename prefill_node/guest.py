@@ -1,25 +1,28 @@
 """The prefill guest: a queue of prompts, their chunks, their hand-off to decode nodes. Pure.
 
 Order of claims for a remote prompt: its own pages first, then the owner's. Where the owner has no
-room the own pages are given back and the next prompt runs; the reserve stays queued there.
+room the own pages are given back and the next prompt runs; the reserve stays queued there. A prefix
+that only the owner has is read from there where that is cheaper; pages of such a prompt enter the
+prefix cache once the owner took the Commit, which proves that it held what was read.
 """
 
 from bisect import insort
-from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Protocol
 
 import msgspec
 
 from kv_transfer import actions as kv
+from kv_transfer.departures import OutgoingPhase
 from kv_transfer.outgoing import OutgoingTransfers
 from node.actions import NodeAction, Reply, SendToNode
 from node.resident import Attempts, Resident, finish_reason
 from node.runner import Sampled, SequenceStep
 from node.state import NodeState
+from prefill_node.job import Job, Phase
+from prefill_node.reading import ReadCosts
 from scheduling.prefill_policies import PrefillPolicy
 from scheduling.views import RequestKey, SequenceView
-from tandem.messages.common import ErrorCode, NodeRef, PrefillReport
+from tandem.messages.common import ErrorCode, NodeRef
 from tandem.messages.handoff import FromOwner
 from tandem.messages.serving import CommandAck, Ending, Prefill
 
@@ -34,30 +37,6 @@ class LocalDecode(Protocol):
 
     def local_failed(self, key: RequestKey, code: ErrorCode, message: str, now: float) -> None:
         """The prompt cannot be computed."""
-
-
-class Phase(Enum):
-    """Where a prompt is on its way."""
-
-    QUEUED = auto()  # holds nothing
-    RESERVING = auto()  # has its pages, asks the owner for room
-    PARKED = auto()  # the owner has no room; own pages given back
-    GRANTED = auto()  # the owner has room; own pages not yet retaken
-    RUNNABLE = auto()  # has everything
-    SENDING = auto()  # computed; the owner has not verified all of it yet
-    CLOSING = auto()  # ended; a copy may still read its pages
-
-
-@dataclass(slots=True)
-class Job:
-    """One prompt. `decode` is None for a prompt of this node's own decode guest."""
-
-    resident: Resident
-    decode: NodeRef | None
-    phase: Phase = Phase.QUEUED
-    granted_at: float | None = None
-    started_at: float | None = None
-    first_token: kv.FirstToken | None = None
 
 
 class PrefillGuest:
@@ -79,6 +58,8 @@ class PrefillGuest:
         self._local = local
         self._jobs: dict[RequestKey, Job] = {}
         self._queue: list[tuple[tuple[float, ...], RequestKey]] = []  # QUEUED jobs, sorted
+        self._unproven: dict[RequestKey, Resident] = {}  # committed on top of what was read
+        self._costs = ReadCosts()
         self._attempts = Attempts()
 
     # --- commands ---------------------------------------------------------------------------
@@ -115,6 +96,7 @@ class PrefillGuest:
         # A committed transfer outlives its job until the owner has answered.
         for known in [k for k in self._transfers.live() if k[0] == key[0] and k[1] <= key[1]]:
             actions += self._obey(self._transfers.cancel(known, now), now)
+            self._settle(known, is_proven=False)
         return actions
 
     def peer_lost(self, peer: bytes, now: float) -> list[NodeAction]:
@@ -135,7 +117,7 @@ class PrefillGuest:
 
     def bulk_event(self, event: object, now: float) -> list[NodeAction]:
         """A copy returned."""
-        assert isinstance(event, kv.PagesWritten | kv.WriteFailed)
+        assert isinstance(event, kv.WriterEvent)
         return self._obey(self._transfers.bulk_event(event, now), now)
 
     def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
@@ -149,26 +131,69 @@ class PrefillGuest:
             match action:
                 case kv.SendToOwner(owner, message):
                     actions.append(SendToNode(owner, message))
-                case kv.Granted(key):
-                    self._on_granted(key, now)
+                case kv.Granted(key, num_cached_tokens):
+                    actions += self._on_granted(key, num_cached_tokens, now)
+                case kv.ReadEnded(key, seconds):
+                    self._on_read(key, seconds)
                 case kv.Parked(key):
                     self._on_parked(key)
                 case kv.SourceReleased(key):
                     self._on_released(key)
-                case kv.Committed():
-                    pass  # the decode node carries on; the pages go with SourceReleased
+                case kv.Committed(key):
+                    self._settle(key, is_proven=True)
                 case kv.TransferFailed(key, code, message):
+                    self._settle(key, is_proven=False)
                     self._on_failed(key, code, message, now)
                 case _:
                     actions.append(action)
         return actions
 
-    def _on_granted(self, key: RequestKey, now: float) -> None:
+    def _on_granted(self, key: RequestKey, num_cached_tokens: int, now: float) -> list[NodeAction]:
         job = self._jobs.get(key)
-        if job is not None and job.phase in (Phase.RESERVING, Phase.PARKED):
-            has_pages = job.phase is Phase.RESERVING
-            job.phase = Phase.RUNNABLE if has_pages else Phase.GRANTED
-            job.granted_at = now
+        if job is None or job.phase not in (Phase.RESERVING, Phase.PARKED):
+            return []
+        job.granted_at = now
+        job.num_owner_tokens = num_cached_tokens
+        if job.phase is Phase.RESERVING:
+            return self._read_or_run(job, now)
+        job.phase = Phase.GRANTED
+        return []
+
+    def _read_or_run(self, job: Job, now: float) -> list[NodeAction]:
+        """It has its own pages and the owner's: get what of its prefix is cheaper to read."""
+        resident = job.resident
+        page_size = self._state.identity.layout.page_size
+        first = resident.num_computed // page_size
+        # The last known token is always computed: the next one is drawn from its logits.
+        end = min(job.num_owner_tokens, resident.num_tokens - 1) // page_size
+        if not self._costs.is_worth_reading(end - first, page_size):
+            job.phase = Phase.RUNNABLE
+            return []
+        job.phase = Phase.READING
+        job.num_read_pages = end - first
+        own_pages = resident.pages[first:end]
+        return self._obey(self._transfers.read(resident.key, first, own_pages, now), now)
+
+    def _on_read(self, key: RequestKey, seconds: float | None) -> None:
+        job = self._jobs.get(key)
+        if job is None or job.phase is not Phase.READING:
+            return
+        job.phase = Phase.RUNNABLE
+        if seconds is None:
+            job.num_read_pages = 0  # computed after all
+            return
+        self._costs.pages_read(job.num_read_pages, seconds)
+        resident = job.resident
+        resident.num_computed += job.num_read_pages * self._state.identity.layout.page_size
+        resident.num_cached = resident.num_computed
+
+    def _settle(self, key: RequestKey, *, is_proven: bool) -> None:
+        """The owner took or refused what was computed on top of pages read from it."""
+        resident = self._unproven.pop(key, None)
+        if resident is not None:
+            if is_proven:
+                self._state.index_pages(resident)
+            self._state.give_back(resident)
 
     def _on_parked(self, key: RequestKey) -> None:
         job = self._jobs.get(key)
@@ -179,7 +204,10 @@ class PrefillGuest:
     def _on_released(self, key: RequestKey) -> None:
         job = self._jobs.pop(key, None)
         if job is not None:
-            self._state.give_back(job.resident)
+            if job.num_read_pages and self._transfers.phase(key) is OutgoingPhase.COMMITTING:
+                self._unproven[key] = job.resident
+            else:
+                self._state.give_back(job.resident)
             self._state.emitter.finish(job.resident.peer, key)
             self._attempts.close(key)
 
@@ -195,22 +223,22 @@ class PrefillGuest:
         """Start prompts while pages and the look-ahead last; resend what is due."""
         actions = self._obey(self._transfers.tick(now), now)
         num_tokens = sum(
-            job.resident.num_tokens - job.resident.num_computed
+            job.num_left
             for job in self._jobs.values()
-            if job.phase in (Phase.RESERVING, Phase.RUNNABLE)
+            if job.phase in (Phase.RESERVING, Phase.READING, Phase.RUNNABLE)
         )
         granted = self._in_order(Phase.GRANTED)
         for job in granted:
             if not self._claim_pages(job):
                 return actions + self._give_up_stuck(granted, now)
-            num_tokens += job.resident.num_tokens - job.resident.num_computed
+            num_tokens += job.num_left
             actions += self._start(job, now)
         while self._queue and num_tokens < self._lookahead_tokens:
             job = self._jobs[self._queue[0][1]]
             if not self._claim_pages(job):
                 break
             self._queue.pop(0)
-            num_tokens += job.resident.num_tokens - job.resident.num_computed
+            num_tokens += job.num_left
             actions += self._start(job, now)
         return actions
 
@@ -237,7 +265,9 @@ class PrefillGuest:
 
     def _start(self, job: Job, now: float) -> list[NodeAction]:
         resident = job.resident
-        if job.decode is None or job.phase is Phase.GRANTED:
+        if job.phase is Phase.GRANTED:
+            return self._read_or_run(job, now)
+        if job.decode is None:
             job.phase = Phase.RUNNABLE
             return []
         job.phase = Phase.RESERVING
@@ -249,7 +279,8 @@ class PrefillGuest:
                 max_total_tokens=resident.max_total_tokens,
                 sequence=resident.spec.sequence,
                 deadline_s=resident.spec.deadline_s,
-                page_hashes=b"",
+                page_hashes=b"".join(self._state.hashes(resident, resident.num_tokens)),
+                gateway=resident.peer,
                 now=now,
             ),
             now,
@@ -266,6 +297,7 @@ class PrefillGuest:
         job = self._jobs[key]
         if job.started_at is None:
             job.started_at = now
+        self._costs.step_began(num_tokens, now)
         return job.resident.step(num_tokens, self._state.identity.eos_token_ids)
 
     def computed(
@@ -275,7 +307,13 @@ class PrefillGuest:
         job = self._jobs[key]
         resident = job.resident
         resident.num_computed += num_tokens
-        self._state.index_pages(resident)
+        self._costs.step_ended(now)
+        if sampled is not None and sampled.error is not None:
+            self._state.distrust(resident)
+            self._emit_end(job, "internal", sampled.error, now)
+            return self._end(job, now)
+        if not job.num_read_pages:
+            self._state.index_pages(resident)
         if sampled is not None:
             return self._finish(job, sampled, now)
         if job.decode is None:
@@ -285,10 +323,7 @@ class PrefillGuest:
 
     def _finish(self, job: Job, sampled: Sampled, now: float) -> list[NodeAction]:
         resident = job.resident
-        if sampled.error is not None:
-            self._emit_end(job, "internal", sampled.error, now)
-            return self._end(job, now)
-        token = self._first_token(job, sampled, now)
+        token = job.first_token(sampled, self._state.identity.node_id, now)
         if job.decode is None:
             del self._jobs[resident.key]
             self._attempts.close(resident.key)
@@ -314,33 +349,14 @@ class PrefillGuest:
         job.phase = Phase.SENDING
         return self._obey(self._transfers.finish(resident.key, pages, token, now), now)
 
-    def _first_token(self, job: Job, sampled: Sampled, now: float) -> kv.FirstToken:
-        arrived_at = job.resident.arrived_at
-        assert job.started_at is not None
-        report = PrefillReport(
-            node_id=self._state.identity.node_id,
-            started_after_s=max(0.0, job.started_at - arrived_at),
-            first_token_after_s=max(0.0, now - arrived_at),
-            num_cached_tokens=job.resident.num_cached,
-        )
-        return kv.FirstToken(sampled.token_id, sampled.wire_logprobs, report)
-
     # --- ending -----------------------------------------------------------------------------
 
     def _emit_end(self, job: Job, code: ErrorCode, message: str, now: float) -> None:
         resident = job.resident
         if job.decode is None:
             self._local.local_failed(resident.key, code, message, now)
-            return
-        ending = Ending(
-            request_id=resident.key[0],
-            attempt=resident.key[1],
-            end_index=resident.num_output_tokens,
-            reason="failed",
-            code=code,
-            message=message,
-        )
-        self._state.emitter.end(resident.peer, ending)
+        else:
+            self._state.emitter.end(resident.peer, job.failed(code, message))
 
     def _end(self, job: Job, now: float) -> list[NodeAction]:
         """Stop a job in any phase; its pages go when no copy reads them."""
@@ -358,17 +374,27 @@ class PrefillGuest:
         del self._jobs[key]
         return []
 
+    def has(self, key: RequestKey) -> bool:
+        """Whether this prompt waits, runs, or is on its way to its decode node."""
+        return key in self._jobs or key in self._transfers.live()
+
+    def knows(self, key: RequestKey) -> bool:
+        """Whether its `Prefill` came, or it is over."""
+        job = self._jobs.get(key)
+        return (job is not None and job.decode is not None) or self._attempts.is_closed(key)
+
     @property
     def num_requests(self) -> int:
         """Jobs and transfers not yet over."""
         transfers = self._transfers
         return max(len(self._jobs), len(transfers.live()), transfers.num_unacknowledged)
 
+    @property
+    def num_sending(self) -> int:
+        """Computed prompts whose pages are not all at the decode node yet."""
+        return sum(job.phase is Phase.SENDING for job in self._jobs.values())
+
     def num_waiting(self) -> tuple[int, int]:
         """Prompts not yet computed, and their tokens to compute."""
-        todo = [
-            job.resident.num_tokens - job.resident.num_computed
-            for job in self._jobs.values()
-            if job.phase not in (Phase.SENDING, Phase.CLOSING)
-        ]
+        todo = [job.num_left for job in self._jobs.values() if job.is_uncomputed]
         return len(todo), sum(todo)
