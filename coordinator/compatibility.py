@@ -20,6 +20,14 @@ ADVICE = {
 # A gateway loads no weights, so it cannot know dtype and context length of the nodes.
 KNOWN_TO_GATEWAYS = ("served_name", "weights_fingerprint", "tokenizer_fingerprint", "vocab_size")
 
+# Generous bounds of what a node may claim in its hello.
+MAX_PAGES = 2**28
+MAX_SEQUENCES = 2**20
+MAX_BATCHED_TOKENS = 2**26
+MAX_PAGE_SIZE = 4096
+MAX_PAGE_BYTES = 2**34
+MAX_WEIGHT = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -70,14 +78,24 @@ def explain_node_difference(deployment: Deployment, hello: NodeHello) -> str | N
 
 
 def explain_unusable(hello: NodeHello) -> str | None:
-    """Why a node could serve nobody, or None; later arithmetic relies on these being positive."""
+    """Why a node could serve nobody, or claims what no machine has; None where it is fine.
+
+    Later arithmetic relies on sizes above 0, and a size beyond belief would attract all requests.
+    """
     sizes = {
-        "num_pages": hello.num_pages,
-        "max_num_seqs": hello.max_num_seqs,
-        "page_size": hello.layout.page_size,
-        "a role weight": max(hello.weights.prefill, hello.weights.decode),
+        "num_pages": (hello.num_pages, MAX_PAGES),
+        "max_num_seqs": (hello.max_num_seqs, MAX_SEQUENCES),
+        "max_num_batched_tokens": (hello.max_num_batched_tokens, MAX_BATCHED_TOKENS),
+        "page_size": (hello.layout.page_size, MAX_PAGE_SIZE),
+        "page_bytes": (hello.layout.page_bytes, MAX_PAGE_BYTES),
+        "a role weight": (max(hello.weights.prefill, hello.weights.decode), MAX_WEIGHT),
     }
-    empty = [name for name, size in sizes.items() if size <= 0]
-    if not empty:
-        return None
-    return f"{hello.node_id} can serve nobody: {', '.join(empty)} must be above 0"
+    empty = [name for name, (size, _) in sizes.items() if size <= 0]
+    if empty:
+        return f"{hello.node_id} can serve nobody: {', '.join(empty)} must be above 0"
+    absurd = [
+        f"{name} {size:g} (at most {most:g})" for name, (size, most) in sizes.items() if size > most
+    ]
+    if absurd:
+        return f"{hello.node_id} claims more than any machine has: {', '.join(absurd)}"
+    return None

@@ -13,16 +13,35 @@ class CoordinatorConfig:
 
     host: Annotated[str, Help("address to listen on")] = "127.0.0.1"
     port: Annotated[int, Help("port to listen on; 0 picks a free one")] = 7300
+    keys: Annotated[
+        str | None, Help("keys folder (tandem keys init); without it, loopback only")
+    ] = None
     allow_unauthenticated: Annotated[
         bool, Help("listen on an address that other machines reach, without keys")
     ] = False
     lease_s: Annotated[float, Help("seconds without a heartbeat after which a node is down")] = 3.0
     heartbeat_s: Annotated[float, Help("seconds between heartbeats, told to nodes")] = 0.5
     placement_policy: Annotated[str, Help("how nodes are chosen: least_loaded")] = "least_loaded"
+    max_queued_tokens_per_node: Annotated[
+        int, Help("prompt tokens that may wait on a prefill node before requests are refused")
+    ] = 65_536
+    max_queued_requests_per_node: Annotated[
+        int, Help("requests that may wait on a decode node before more are refused")
+    ] = 256
     sla_classes: Annotated[
         tuple[str, ...], Help("SLA classes, each as name:ttft_ms:tpot_ms:attainment")
     ] = DEFAULT_CLASSES
     default_class: Annotated[str, Help("SLA class of requests that name none")] = "standard"
+    event_log: Annotated[
+        str | None, Help("file or folder to record every event and decision in, for scripts/replay")
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Help("least severe log lines shown")
     ] = "info"
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say."""
+        for name in ("max_queued_tokens_per_node", "max_queued_requests_per_node"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"{flag} is {getattr(self, name)}, but must be at least 1")

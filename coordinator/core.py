@@ -6,21 +6,33 @@ start it learns from hellos within `GRACE_S`, during which it refuses nobody for
 
 from coordinator.accounting import ClassAccounts
 from coordinator.actions import Action, Note, Send
+from coordinator.cache_index import CacheIndex
 from coordinator.config import CoordinatorConfig
-from coordinator.members import Members, NodeRecord, Refused
+from coordinator.draining import order_drain
+from coordinator.health import explain_wedge, find_outliers
+from coordinator.members import GatewayRecord, Members, NodeRecord, Refused
 from coordinator.placements import Placements
-from scheduling.placement import make_policy
+from coordinator.reports import (
+    STATUS_DOWNS,
+    STATUS_GATEWAYS,
+    STATUS_NODES,
+    after,
+    gateway_status,
+    node_status,
+)
+from scheduling.placement import QueueLimits, make_policy
 from scheduling.sla import parse_sla_table
 from tandem.messages.membership import (
     ClusterStatus,
+    DrainAnswer,
+    DrainMember,
     FromNode,
-    GatewayStatus,
+    FromOperator,
     Goodbye,
     Heartbeat,
     HeartbeatAck,
     NodeHello,
     NodeRefused,
-    NodeStatus,
     NodeWelcome,
     Rejoin,
     StatusQuery,
@@ -40,7 +52,11 @@ from tandem.messages.placement import (
 GRACE_S = 2.0
 # Ticks come every 0.2 s; a longer gap means that this process stood still, not its members.
 LONGEST_TICK_S = 1.0
-FromPeer = FromNode | FromGateway | StatusQuery
+MAX_DRAINING = 256  # as many as a welcome may name
+# A request's age must grow over restarts, also after more than one placement per millisecond.
+SEQUENCES_PER_MS = 1000
+FOR_LACK_OF_NODES = ("no_prefill_node", "no_decode_node", "too_few_pages", "overloaded")
+FromPeer = FromNode | FromGateway | FromOperator
 
 
 class Coordinator:
@@ -48,18 +64,20 @@ class Coordinator:
 
     def __init__(self, config: CoordinatorConfig, *, incarnation: int, now: float) -> None:
         self._config = config
-        self._incarnation = incarnation
         self._started = now
         self._last_tick = now
         self._sla = parse_sla_table(config.sla_classes, config.default_class)
         self._members = Members(
             first_epoch=incarnation, lease_s=config.lease_s, heartbeat_s=config.heartbeat_s
         )
+        self._caches = CacheIndex()
+        limits = QueueLimits(config.max_queued_tokens_per_node, config.max_queued_requests_per_node)
         self._placements = Placements(
             self._members,
-            make_policy(config.placement_policy),
+            self._caches,
+            make_policy(config.placement_policy, limits),
             self._sla,
-            first_sequence=incarnation,
+            first_sequence=incarnation * SEQUENCES_PER_MS,
         )
         self._accounts = ClassAccounts(self._sla)
         self.num_dropped = 0
@@ -72,7 +90,7 @@ class Coordinator:
             case Place():
                 return self._place(peer, message, now)
             case RequestEnded():
-                return self._ended(peer, message)
+                return self._ended(peer, message, now)
             case GatewayHello():
                 return self._gateway_hello(peer, message, now)
             case NodeHello():
@@ -80,7 +98,9 @@ class Coordinator:
             case Goodbye():
                 return self._goodbye(message, now)
             case StatusQuery():
-                return [Send(peer, self.status(now))]
+                return [Send(peer, self.status(message, now))]
+            case DrainMember():
+                return self._drain(peer, message, now)
 
     def tick(self, now: float) -> list[Action]:
         """Sweep leases; to be called every 0.2 s."""
@@ -98,6 +118,7 @@ class Coordinator:
             actions.append(
                 Note(f"gateway {gateway_id} is silent: dropped, {num_gone} requests forgotten")
             )
+        actions += [Note(text) for text in find_outliers(self._members.nodes.values(), now)]
         return actions
 
     def _node_hello(self, peer: bytes, hello: NodeHello, now: float) -> list[Action]:
@@ -105,6 +126,9 @@ class Coordinator:
         if known is not None and known.ref.incarnation == hello.incarnation:
             known.peer, known.last_seen = peer, now
             return [Send(peer, self._welcome(known))]
+        newer = 0 if known is None else known.ref.incarnation
+        if self._members.is_late(hello.node_id, hello.incarnation, newer):
+            return [self._late(hello.node_id)]
         try:
             record = self._members.admit_node(peer, hello, now)
         except Refused as refused:
@@ -115,6 +139,7 @@ class Coordinator:
             self._members.supersede(hello.node_id, known.ref.incarnation)
             actions += self._remove(hello.node_id, "replaced by a newer process", now)
         self._members.nodes[hello.node_id] = record
+        self._caches.expect(hello.node_id, record.ref.epoch)
         weights = hello.weights
         text = (
             f"node {hello.node_id} joined as epoch {record.ref.epoch} at {hello.control_address}: "
@@ -124,7 +149,7 @@ class Coordinator:
 
     def _welcome(self, record: NodeRecord) -> NodeWelcome:
         return NodeWelcome(
-            coordinator_incarnation=self._incarnation,
+            coordinator_incarnation=self._members.incarnation,
             epoch=record.ref.epoch,
             lease_s=self._config.lease_s,
             heartbeat_s=self._config.heartbeat_s,
@@ -137,10 +162,23 @@ class Coordinator:
         if record is None:
             reason = f"epoch {heartbeat.epoch} of {heartbeat.node_id} is not admitted here"
             return [Send(peer, Rejoin(reason=reason))]
-        ack = Send(peer, HeartbeatAck(epoch=heartbeat.epoch, sequence=heartbeat.sequence))
+        wedge = None if record.load is None else explain_wedge(record.load)
+        if wedge is not None:  # it says hello, for a new epoch, when its loop comes round again
+            rejoin = Send(peer, Rejoin(reason=wedge))
+            return [*self._remove(heartbeat.node_id, wedge, now), rejoin]
+        dropped = self._caches.update(heartbeat.node_id, heartbeat.epoch, heartbeat.cache)
+        ack = HeartbeatAck(
+            epoch=heartbeat.epoch,
+            sequence=heartbeat.sequence,
+            wants_snapshot=self._caches.wants_snapshot(heartbeat.node_id),
+            drain=record.is_drain_ordered and not heartbeat.draining,
+        )
+        actions: list[Action] = [Send(peer, ack)]
+        if dropped is not None:
+            actions.append(Note(dropped))
         if record.draining and not was_draining:
-            return [ack, Note(f"node {heartbeat.node_id} drains: no new work for it")]
-        return [ack]
+            actions.append(Note(f"node {heartbeat.node_id} drains: no new work for it"))
+        return actions
 
     def _goodbye(self, goodbye: Goodbye, now: float) -> list[Action]:
         record = self._members.nodes.get(goodbye.node_id)
@@ -152,10 +190,15 @@ class Coordinator:
     def _remove(self, node_id: str, reason: str, now: float) -> list[Action]:
         """Take a node out and tell every gateway; they hear it again with their next welcome."""
         down: NodeDown = self._members.remove_node(node_id, reason, now)
+        self._caches.forget(node_id)
         told = [Send(gateway.peer, down) for gateway in self._members.gateways.values()]
         return [*told, Note(f"node {node_id} of epoch {down.epoch} is down: {reason}")]
 
     def _gateway_hello(self, peer: bytes, hello: GatewayHello, now: float) -> list[Action]:
+        known = self._members.gateways.get(hello.gateway_id)
+        newer = 0 if known is None else known.hello.incarnation
+        if self._members.is_late(hello.gateway_id, hello.incarnation, newer):
+            return [self._late(hello.gateway_id)]
         try:
             is_new = self._members.admit_gateway(peer, hello, now)
         except Refused as refused:
@@ -163,22 +206,65 @@ class Coordinator:
             return [Send(peer, GatewayRefused(reason=str(refused))), note]
         if is_new:  # an earlier incarnation of the name took its requests with it
             self._placements.forget_gateway(hello.gateway_id)
+        welcome = Send(peer, self._gateway_welcome(self._members.gateways[hello.gateway_id], now))
+        answers: list[Action] = [welcome, *(Send(peer, each) for each in self._lost(hello, now))]
+        if not is_new:
+            return answers
+        return [*answers, Note(f"gateway {hello.gateway_id} joined")]
+
+    def _lost(self, hello: GatewayHello, now: float) -> list[NodeDown]:
+        """The gateway's nodes that are none here: they died while there was no coordinator.
+
+        Those that live have said hello within a lease of the start.
+        """
+        if now - self._started < self._config.lease_s:
+            return []
+        return [
+            NodeDown(node_id=ref.node_id, epoch=ref.epoch, reason="it is no member any more")
+            for ref in hello.nodes
+            if self._members.is_lost(ref)
+        ]
+
+    def _late(self, name: str) -> Note:
+        """An older process says hello under a name that is taken: late words, or a live twin.
+
+        It is heard again when the newer one is gone.
+        """
+        self.num_dropped += 1
+        return Note(f"an older process says hello as {name}: give every process its own --name")
+
+    def _gateway_welcome(self, gateway: GatewayRecord, now: float) -> GatewayWelcome:
         nodes = self._members.nodes.values()
         deployment = self._members.deployment
-        assert deployment is not None, "the gateway that was just admitted is a member"
-        max_model_len = None if deployment.layout is None else deployment.model.max_model_len
-        welcome = GatewayWelcome(
-            coordinator_incarnation=self._incarnation,
+        model = layout = None
+        if deployment is not None and deployment.layout is not None:
+            model, layout = deployment.model, deployment.layout
+        draining = [node.ref.node_id for node in nodes if node.draining]
+        return GatewayWelcome(
+            coordinator_incarnation=self._members.incarnation,
             sla_classes=tuple(each.targets for each in self._sla.classes.values()),
             default_class=self._sla.default,
             num_prefill_nodes=sum(node.does_prefill for node in nodes),
             num_decode_nodes=sum(node.does_decode for node in nodes),
-            max_model_len=max_model_len,
+            max_model_len=None if model is None else model.max_model_len,
+            page_size=None if layout is None else layout.page_size,
+            kv_dtype=None if layout is None else layout.dtype,
+            draining_nodes=tuple(draining[:MAX_DRAINING]),
+            drain=gateway.is_drain_ordered,
             recent_downs=self._members.recent_downs(now),
         )
-        if not is_new:
-            return [Send(peer, welcome)]
-        return [Send(peer, welcome), Note(f"gateway {hello.gateway_id} joined")]
+
+    def _drain(self, peer: bytes, order: DrainMember, now: float) -> list[Action]:
+        """An operator's order; gateways hear at once, so that requests can move."""
+        accepted, text = order_drain(self._members, order)
+        answer = Send(peer, DrainAnswer(accepted=accepted, message=text))
+        if not accepted:
+            return [answer]
+        told = [
+            Send(gateway.peer, self._gateway_welcome(gateway, now))
+            for gateway in self._members.gateways.values()
+        ]
+        return [answer, *told, Note(text)]
 
     def _place(self, peer: bytes, request: Place, now: float) -> list[Action]:
         gateway = self._members.gateways.get(request.gateway_id)
@@ -192,46 +278,33 @@ class Coordinator:
             self.num_dropped += 1
             return []
         is_early = now - self._started < GRACE_S
-        if isinstance(answer, PlaceRefused) and answer.retry_after_s is not None and is_early:
+        if is_early and isinstance(answer, PlaceRefused) and answer.code in FOR_LACK_OF_NODES:
             return []  # nodes are still coming back; the gateway asks again
         return [Send(peer, answer)]
 
-    def _ended(self, peer: bytes, report: RequestEnded) -> list[Action]:
+    def _ended(self, peer: bytes, report: RequestEnded, now: float) -> list[Action]:
         self._accounts.ended(report)
-        self._placements.forget((report.incarnation, report.request_id))
+        self._placements.ended((report.incarnation, report.request_id), now)
         return [Send(peer, RequestEndedAck(request_id=report.request_id))]
 
-    def status(self, now: float) -> ClusterStatus:
-        """The state of everything."""
+    def status(self, query: StatusQuery, now: float) -> ClusterStatus:
+        """The state of everything, as far as one message takes it."""
         deployment = self._members.deployment
+        nodes = after(self._members.nodes, query.after_node)
+        gateways = after(self._members.gateways, query.after_gateway)
         return ClusterStatus(
-            coordinator_incarnation=self._incarnation,
+            coordinator_incarnation=self._members.incarnation,
             uptime_s=max(0.0, now - self._started),
             model=None if deployment is None else deployment.model,
-            nodes=tuple(_node_status(r, now) for r in self._members.nodes.values()),
-            gateways=tuple(
-                GatewayStatus(
-                    gateway_id=each.hello.gateway_id,
-                    num_live_requests=each.hello.num_live_requests,
-                    heartbeat_age_s=max(0.0, now - each.last_seen),
-                )
-                for each in self._members.gateways.values()
+            nodes=tuple(
+                node_status(node, self._caches.num_prefixes(node.ref.node_id), now)
+                for node in nodes[:STATUS_NODES]
             ),
+            gateways=tuple(gateway_status(each, now) for each in gateways[:STATUS_GATEWAYS]),
             classes=self._accounts.snapshot(),
             num_live_requests=len(self._placements),
-            num_dropped_messages=self.num_dropped,
+            num_dropped_messages=self.num_dropped + self._members.num_bad_loads,
+            num_shed=self._placements.num_shed,
+            downs=self._members.recent_downs(now)[-STATUS_DOWNS:],
+            has_more=len(nodes) > STATUS_NODES or len(gateways) > STATUS_GATEWAYS,
         )
-
-
-def _node_status(record: NodeRecord, now: float) -> NodeStatus:
-    return NodeStatus(
-        node_id=record.ref.node_id,
-        epoch=record.ref.epoch,
-        weights=record.hello.weights,
-        control_address=record.ref.control_address,
-        device=record.hello.device,
-        num_pages=record.hello.num_pages,
-        heartbeat_age_s=max(0.0, now - record.last_seen),
-        draining=record.draining,
-        load=record.load,
-    )

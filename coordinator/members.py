@@ -14,14 +14,16 @@ from coordinator.compatibility import (
     explain_unusable,
 )
 from tandem.messages.common import NodeRef
-from tandem.messages.membership import Heartbeat, NodeHello, NodeLoad
+from tandem.messages.membership import Heartbeat, NodeHello, NodeLoad, PageCounts
 from tandem.messages.placement import GatewayHello, NodeDown
 
 MAX_MEMBERS = 4096
+PAGE_STATES = PageCounts.__struct_fields__
 MAX_RECENT_DOWNS = 32
 RECENT_DOWN_S = 60.0
-# A forged epoch must not use up the number range.
+# A forged epoch must not use up the number range, nor a forged sequence silence its node.
 MAX_EPOCH_AHEAD = 2**40
+MAX_SEQUENCE_AHEAD = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,21 @@ class Share:
 
 
 @dataclass(slots=True)
+class LiveWork:
+    """What live requests have on a node that decodes them, whether or not it has begun."""
+
+    num_sequences: int = 0
+    num_pages: int = 0
+    num_suspects: int = 0
+
+
+@dataclass(slots=True)
 class NodeRecord:
-    """An admitted node. `recent` is what was placed since the heartbeat that `load` came with."""
+    """An admitted node. `recent` is what was placed since the heartbeat that `load` came with.
+
+    `speed` is below 1 while its steps take far longer than its peers'. That it works showed last
+    at `evidence_at`, when it had taken `evidence_steps`.
+    """
 
     hello: NodeHello
     ref: NodeRef
@@ -44,9 +59,20 @@ class NodeRecord:
     last_seen: float
     load: NodeLoad | None = None
     draining: bool = False
+    is_drain_ordered: bool = False
     last_sequence: int = 0
     num_placed: int = 0
     recent: dict[tuple[bytes, int], Share] = field(default_factory=dict)
+    live: LiveWork = field(default_factory=LiveWork)
+    speed: float = 1.0
+    slow_since: float | None = None
+    evidence_steps: int = -1
+    evidence_at: float = 0.0
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it gets less work than its weights say."""
+        return self.speed < 1.0
 
     @property
     def does_prefill(self) -> bool:
@@ -66,6 +92,7 @@ class GatewayRecord:
     hello: GatewayHello
     peer: bytes
     last_seen: float
+    is_drain_ordered: bool = False
 
 
 class Refused(ValueError):
@@ -84,6 +111,10 @@ class Members:
         self._heartbeat_s = heartbeat_s
         self._superseded: dict[str, int] = {}
         self._downs: deque[tuple[float, NodeDown]] = deque(maxlen=MAX_RECENT_DOWNS)
+        self._ordered: dict[str, int] = {}  # incarnations of nodes that an operator told to drain
+        # Members obey the highest incarnation. After a clock was set back ours must overtake too.
+        self.incarnation = first_epoch
+        self.num_bad_loads = 0
 
     @property
     def deployment(self) -> Deployment | None:
@@ -111,7 +142,24 @@ class Members:
             control_address=hello.control_address,
         )
         self._next_epoch += 1
-        return NodeRecord(hello=hello, ref=ref, peer=peer, last_seen=now)
+        is_ordered = self._ordered.get(hello.node_id) == hello.incarnation
+        return NodeRecord(
+            hello=hello,
+            ref=ref,
+            peer=peer,
+            last_seen=now,
+            draining=is_ordered,
+            is_drain_ordered=is_ordered,
+        )
+
+    def order_drain(self, record: NodeRecord) -> None:
+        """An operator wants the node to leave; the order outlives its epoch, not its process."""
+        record.draining = record.is_drain_ordered = True
+        name = record.ref.node_id
+        self._ordered.pop(name, None)
+        self._ordered[name] = record.ref.incarnation
+        if len(self._ordered) > MAX_MEMBERS:
+            del self._ordered[next(iter(self._ordered))]
 
     def _check_node(self, hello: NodeHello) -> None:
         if self._superseded.get(hello.node_id) == hello.incarnation:
@@ -136,12 +184,23 @@ class Members:
         self._downs.append((now, down))
         return down
 
+    def is_lost(self, ref: NodeRef) -> bool:
+        """Whether the process that somebody knows by this reference is no member (any more)."""
+        record = self.nodes.get(ref.node_id)
+        if record is None:
+            return True
+        return record.ref.incarnation != ref.incarnation and record.ref.epoch > ref.epoch
+
     def supersede(self, name: str, incarnation: int) -> None:
         """Remember an incarnation whose name a newer process has: it must not take it back."""
         self._superseded.pop(name, None)
         self._superseded[name] = incarnation
         if len(self._superseded) > MAX_MEMBERS:
             del self._superseded[next(iter(self._superseded))]
+
+    def is_late(self, name: str, incarnation: int, newer: int) -> bool:
+        """Whether a process that was no member yet is older than the one that has its name."""
+        return incarnation < newer and self._superseded.get(name) != incarnation
 
     def recent_downs(self, now: float) -> tuple[NodeDown, ...]:
         """What gateways may have missed."""
@@ -152,13 +211,19 @@ class Members:
         record = self.nodes.get(heartbeat.node_id)
         stated = (heartbeat.incarnation, heartbeat.epoch)
         if record is None or stated != (record.ref.incarnation, record.ref.epoch):
-            if heartbeat.epoch < self._first_epoch + MAX_EPOCH_AHEAD:
-                self._next_epoch = max(self._next_epoch, heartbeat.epoch + 1)
+            ahead = heartbeat.epoch - self._next_epoch
+            if ahead >= 0 and heartbeat.epoch < self._first_epoch + MAX_EPOCH_AHEAD:
+                self._next_epoch = self.incarnation = heartbeat.epoch + 1
             return None
         record.peer, record.last_seen = peer, now
-        if heartbeat.sequence > record.last_sequence:
+        ahead = heartbeat.sequence - record.last_sequence
+        is_leap = record.last_sequence > 0 and ahead > MAX_SEQUENCE_AHEAD
+        if is_leap or not _is_plausible(heartbeat.load, record):
+            self.num_bad_loads += 1
+        elif ahead > 0:
             record.last_sequence = heartbeat.sequence
-            record.load, record.draining = heartbeat.load, heartbeat.draining
+            record.load = heartbeat.load
+            record.draining = heartbeat.draining or record.is_drain_ordered
             # What was placed within one heartbeat may still be on its way to the node.
             shown = [k for k, s in record.recent.items() if now - s.placed_at > self._heartbeat_s]
             for key in shown:
@@ -205,3 +270,9 @@ class Members:
             node.last_seen = min(now, node.last_seen + pause_s)
         for gateway in self.gateways.values():
             gateway.last_seen = min(now, gateway.last_seen + pause_s)
+
+
+def _is_plausible(load: NodeLoad, record: NodeRecord) -> bool:
+    """Whether the pages sum to the pool, as they do after every change on an honest node."""
+    num_pages: int = sum(getattr(load.pages, state) for state in PAGE_STATES)
+    return num_pages == record.hello.num_pages

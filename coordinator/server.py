@@ -11,10 +11,15 @@ from coordinator.actions import Action, Note, Send
 from coordinator.config import CoordinatorConfig
 from coordinator.core import Coordinator, FromPeer
 from tandem.codec import ProtocolError
+from tandem.event_log import open_log, record
+from tandem.keys import COORDINATOR
+from tandem.messages.membership import FromNode, FromOperator
+from tandem.messages.placement import FromGateway
 from tandem.service import run_until
-from tandem.sockets import Server, require_loopback
+from tandem.sockets import Server, keyring_or_loopback
 
 TICK_S = 0.2
+ALLOWED = {"node": FromNode, "gateway": FromGateway, "operator": FromOperator}
 logger = logging.getLogger(__name__)
 
 
@@ -22,15 +27,25 @@ async def serve(
     config: CoordinatorConfig, *, stop: asyncio.Event, on_ready: Callable[[str], None]
 ) -> None:
     """Serve until `stop` is set; `on_ready` gets the address. Raises ValueError for bad config."""
-    if not config.allow_unauthenticated:
-        require_loopback(config.host)
-    core = Coordinator(config, incarnation=int(time.time() * 1000), now=time.monotonic())
+    keys = keyring_or_loopback(
+        config.keys,
+        *COORDINATOR,
+        host=config.host,
+        allow_unauthenticated=config.allow_unauthenticated,
+    )
+    incarnation, now = int(time.time() * 1000), time.monotonic()
+    core = Coordinator(config, incarnation=incarnation, now=now)
+    built_from = (config, incarnation, now)
+    log = open_log(config.event_log, role="coordinator", name="coordinator", built_from=built_from)
+    core = record(core, log, ("handle", "tick"))
     context = zmq.asyncio.Context()
-    server: Server[FromPeer] = Server(context, FromPeer)
+    server: Server[FromPeer] = Server(context, FromPeer, keys=keys, allowed=ALLOWED)
     try:
         on_ready(server.bind(config.host, config.port))
         await run_until(stop, _receive(server, core), _tick(server, core))
     finally:
+        if log is not None:
+            log.close()
         server.close()
         context.term()
 
