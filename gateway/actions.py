@@ -1,6 +1,6 @@
 """What the gateway's ledger is told beside wire messages, and what it asks of its shell."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -14,6 +14,7 @@ class NewRequest:
     """A validated, tokenised request. `params` has no None but in seed and logprobs.
 
     `client` is the routing identity of who submitted it. `received` is on the ledger's clock.
+    `delivered` and `num_chars` are what the client already has from another gateway.
     """
 
     request_id: bytes
@@ -29,6 +30,10 @@ class NewRequest:
     deadline_s: float | None
     received: float
     received_unix_s: float
+    tenant: str = "default"
+    tenant_weight: float = 1.0
+    delivered: TokenIds = field(default_factory=TokenIds)
+    num_chars: int = 0
 
 
 @dataclass(frozen=True, slots=True)

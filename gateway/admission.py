@@ -10,7 +10,7 @@ import numpy as np
 
 from gateway.actions import NewRequest
 from tandem.frames import TokenIds
-from tandem.messages.client import Submit
+from tandem.messages.client import ResumePoint, Submit
 from tandem.messages.common import ErrorCode
 from tandem.sampling import (
     GenerationDefaults,
@@ -75,19 +75,26 @@ def check_prompt_ids(ids: TokenIds, offer: Offer) -> None:
     """Bounds of the prompt's token ids and their number. Raises Rejected."""
     if not len(ids):
         raise Rejected("invalid_request", "the prompt is empty: give at least one token")
-    lowest, highest = int(np.min(ids.array)), int(np.max(ids.array))
-    if lowest < 0 or highest >= offer.vocab_size:
-        wrong = lowest if lowest < 0 else highest
-        raise Rejected(
-            "invalid_request",
-            f"prompt_ids has the id {wrong}, and the model's ids are 0 to {offer.vocab_size - 1}: "
-            "use this model's tokenizer",
-        )
+    _check_ids("prompt_ids", ids, offer)
     if len(ids) >= offer.max_model_len:
         raise Rejected(
             "context_too_long",
             f"the prompt has {len(ids)} tokens and the context is {offer.max_model_len}, of which "
             f"the answer needs at least one: shorten the prompt to {offer.max_model_len - 1}",
+        )
+
+
+def _check_ids(field: str, ids: TokenIds, offer: Offer) -> None:
+    """Every id is one of the model's. Raises Rejected."""
+    if not len(ids):
+        return
+    lowest, highest = int(np.min(ids.array)), int(np.max(ids.array))
+    if lowest < 0 or highest >= offer.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise Rejected(
+            "invalid_request",
+            f"{field} has the id {wrong}, and the model's ids are 0 to {offer.vocab_size - 1}: "
+            "use this model's tokenizer",
         )
 
 
@@ -114,25 +121,32 @@ def resolve_params(params: SamplingParams, num_prompt_tokens: int, offer: Offer)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where and when a request came in, and the random numbers it may need."""
+    """Whose it is, where and when a request came in, and the random numbers it may need."""
 
     client: bytes
     request_id: bytes
     random_seed: int
     received: float
     received_unix_s: float
+    tenant: str = "default"
+    tenant_weight: float = 1.0
 
 
 def admit(submit: Submit, ids: TokenIds, offer: Offer, origin: Origin) -> NewRequest:
     """The request for the ledger. Raises Rejected."""
     check_prompt_ids(ids, offer)
     seed = submit.params.seed
+    params = resolve_params(submit.params, len(ids), offer)
+    resume = ResumePoint(output_ids=TokenIds(), num_chars=0)
+    if submit.resume is not None:
+        resume = submit.resume
+        _check_resume(resume, params, offer)
     return NewRequest(
         request_id=origin.request_id,
         client=origin.client,
         label=submit.label,
         prompt_ids=ids,
-        params=resolve_params(submit.params, len(ids), offer),
+        params=params,
         seed=origin.random_seed if seed is None else seed,
         sla_class=submit.sla_class,
         ttft_ms=submit.ttft_ms,
@@ -141,4 +155,26 @@ def admit(submit: Submit, ids: TokenIds, offer: Offer, origin: Origin) -> NewReq
         deadline_s=submit.deadline_s,
         received=origin.received,
         received_unix_s=origin.received_unix_s,
+        tenant=origin.tenant,
+        tenant_weight=origin.tenant_weight,
+        delivered=resume.output_ids,
+        num_chars=resume.num_chars,
     )
+
+
+def _check_resume(resume: ResumePoint, params: SamplingParams, offer: Offer) -> None:
+    """What a client says it has must be what this model could have said. Raises Rejected."""
+    if params.seed is None:
+        raise Rejected(
+            "invalid_request",
+            "resume needs the seed that the first gateway answered with (Accepted.seed): set "
+            "params.seed to it",
+        )
+    _check_ids("resume.output_ids", resume.output_ids, offer)
+    assert params.max_tokens is not None, "resolve_params sets it"
+    if len(resume.output_ids) > params.max_tokens:
+        raise Rejected(
+            "invalid_request",
+            f"resume has {len(resume.output_ids)} tokens and max_tokens is {params.max_tokens}: "
+            "send the max_tokens of the first request",
+        )

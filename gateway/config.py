@@ -16,6 +16,9 @@ class GatewayConfig:
     advertised_host: Annotated[
         str | None, Help("host that clients on other machines reach it by; default: host")
     ] = None
+    keys: Annotated[
+        str | None, Help("keys folder (tandem keys init); without it, loopback only")
+    ] = None
     allow_unauthenticated: Annotated[
         bool, Help("listen on an address that other machines reach, without keys")
     ] = False
@@ -33,18 +36,43 @@ class GatewayConfig:
     max_prompt_mib: Annotated[
         int, Help("MiB that prompts waiting for the tokenizer may take; more are refused")
     ] = 256
+    tenants: Annotated[
+        str | None, Help("TOML file of tenants: their client keys, weights, rates and limits")
+    ] = None
+    client_messages_per_s: Annotated[
+        float, Help("messages that a client may send in the long run; ten times that at once")
+    ] = 2000.0
+    client_silence_s: Annotated[
+        float, Help("a client that says nothing of a request for so long loses it")
+    ] = 30.0
+    max_client_backlog_kib: Annotated[
+        int, Help("KiB of one stream that a client may leave unacknowledged")
+    ] = 4096
     num_tokenizer_threads: Annotated[int, Help("threads that tokenise prompts")] = 2
     drain_s: Annotated[float, Help("how long Ctrl-C waits for requests in flight")] = 30.0
+    event_log: Annotated[
+        str | None, Help("file or folder to record every event and decision in, for scripts/replay")
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Help("least severe log lines shown")
     ] = "info"
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""
-        for name in ("max_live_requests", "max_prompt_mib", "num_tokenizer_threads"):
+        for name in (
+            "max_live_requests",
+            "max_prompt_mib",
+            "max_client_backlog_kib",
+            "num_tokenizer_threads",
+        ):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"{flag} is {getattr(self, name)}, but must be at least 1")
+        if self.client_silence_s < 1:
+            raise ValueError(
+                f"client-silence-s is {self.client_silence_s:g}, but clients speak once per "
+                "second: it must be at least 1"
+            )
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(
                 f"max-model-len is {self.max_model_len}, but prompt and answer need at least 2"

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import zmq.asyncio
 
+from tandem.keys import Keyring
 from tandem.messages.common import NodeRef
-from tandem.messages.serving import FromNodeToGateway, PeerBeat
+from tandem.messages.serving import Cancel, FromNodeToGateway, PeerBeat
 from tandem.sockets import Link
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,10 @@ class _Entry:
 
 
 class NodeLinks:
-    """Links by node id. A node that came back as another process gets a new one."""
+    """Links by node id. A node that came back as another process gets a new one.
+
+    With `keys` a node must have the key of its name.
+    """
 
     def __init__(
         self,
@@ -34,16 +38,19 @@ class NodeLinks:
         identity: bytes,
         beat: PeerBeat,
         receive: Receive,
+        keys: Keyring | None = None,
     ) -> None:
         self._context = context
         self._identity = identity
         self._beat = beat
         self._receive = receive
+        self._keys = keys
         self._entries: dict[str, _Entry] = {}
+        self._complaints: dict[str, str] = {}  # what the log says of nodes that cannot be dialled
 
     def send(self, node: NodeRef, message: msgspec.Struct) -> None:
         """Send if possible; what is lost is resent by protocol."""
-        entry = self._entry(node)
+        entry = self._entry(node, message)
         if entry is None:
             return
         try:
@@ -51,7 +58,7 @@ class NodeLinks:
         except ValueError as error:
             logger.error("cannot send to %s: %s", node.node_id, error)
 
-    def _entry(self, node: NodeRef) -> _Entry | None:
+    def _entry(self, node: NodeRef, message: msgspec.Struct) -> _Entry | None:
         known = self._entries.get(node.node_id)
         if known is not None:
             same = (node.incarnation, node.control_address)
@@ -59,7 +66,10 @@ class NodeLinks:
                 known.node = node if node.epoch > known.node.epoch else known.node
                 return known
             if known.node.epoch >= node.epoch:
-                return None  # the past of a node that came back
+                # The past of a node that came back. At the same address it may have heard commands
+                # that were meant for its predecessor, so it must hear their cancels.
+                is_heir = known.node.control_address == node.control_address
+                return known if is_heir and isinstance(message, Cancel) else None
             self._drop(self._entries.pop(node.node_id))
         return self._open(node)
 
@@ -76,10 +86,15 @@ class NodeLinks:
                 FromNodeToGateway,
                 identity=self._identity,
                 address=node.control_address,
+                keys=self._keys,
+                server=f"node/{node.node_id}",
             )
         except ValueError as error:
-            logger.error("node %s: %s", node.node_id, error)
+            if self._complaints.get(node.node_id) != str(error):  # every resend comes here
+                logger.error("node %s: %s", node.node_id, error)
+                self._complaints[node.node_id] = str(error)
             return None
+        self._complaints.pop(node.node_id, None)
         link.send(self._beat)
         task = asyncio.create_task(self._listen(node.node_id, link))
         entry = self._entries[node.node_id] = _Entry(node, link, task)

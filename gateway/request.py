@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from gateway.actions import NewRequest
+from gateway.attempt import Attempt, Failure, Move
+from gateway.prefixes import PrefixChain
 from gateway.text import TextStream
 from gateway.token_stream import TokenStream
 from scheduling.sla import is_attained
@@ -10,17 +14,16 @@ from tandem.frames import Blob, TokenIds
 from tandem.messages.common import (
     ErrorCode,
     FinishReason,
-    NodeRef,
     PrefillReport,
     SlaTargets,
     Timeline,
     Usage,
 )
 from tandem.messages.placement import Place, Placed, PlaceRefused
-from tandem.messages.serving import Ending, RequestSpec
+from tandem.messages.serving import RequestSpec
 from tandem.states import RequestState, transition
 
-TENANT = "default"  # there are no keys, so there is one tenant
+MAX_AVOIDED = 16  # as the wire allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +43,6 @@ class End:
 
 
 @dataclass(slots=True)
-class Attempt:
-    """A placed attempt; `sent` is when its commands went out, on the gateway's clock."""
-
-    number: int
-    prefill: NodeRef | None
-    decode: NodeRef
-    sequence: int
-    sent: float
-    report: PrefillReport | None = None
-    ending: Ending | None = None
-    ended_by: str | None = None  # the node that sent the ending
-
-    @property
-    def nodes(self) -> tuple[NodeRef, ...]:
-        """The nodes that have a command of this attempt."""
-        return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
-
-    def is_decoder(self, node: NodeRef) -> bool:
-        """Whether the node decodes it (and, without a prefill node, prefills it too)."""
-        return node.node_id == self.decode.node_id
-
-    def has_node(self, node: NodeRef) -> bool:
-        """Whether this incarnation of the node serves the attempt."""
-        return any(
-            (n.node_id, n.incarnation) == (node.node_id, node.incarnation) for n in self.nodes
-        )
-
-
-@dataclass(slots=True)
 class LiveRequest:
     """A request from its admission to its terminal state."""
 
@@ -77,16 +51,23 @@ class LiveRequest:
     text: TextStream
     end_ids: frozenset[int]
     state: RequestState = RequestState.RECEIVED
-    attempt_number: int = 1
+    attempt_number: int = 0  # of the attempt, or of the question that it waits for
+    last_number: int = 0  # the highest ever asked for: a refused move leaves a gap
+    num_started: int = 0
     attempt: Attempt | None = None
+    move: Move | None = None
+    move_again_at: float = 0.0
+    num_deaths: int = 0  # attempts that a node's death ended while they ran there
+    num_failures: int = 0  # attempts that ended otherwise, and were none of our moves
+    failures: list[Failure] = field(default_factory=list)
     targets: SlaTargets | None = None
-    asked_at: float = 0.0
+    asked_at: float | None = None  # None while its turn to be placed again has not come
     refused: PlaceRefused | None = None  # the last answer, where the question is repeated
     placed_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
-    num_cached_tokens: int = 0
-    failures: list[str] = field(default_factory=list)
+    num_cached_tokens: int | None = None
+    chain: PrefixChain | None = None
 
     @property
     def request_id(self) -> bytes:
@@ -116,78 +97,100 @@ class LiveRequest:
             return True
         return bool(ids) and ids[-1] in self.end_ids and len(ids) >= self.new.params.min_tokens
 
-    def busy_nodes(self, *, is_cut: bool) -> tuple[NodeRef, ...]:
-        """Nodes that must be told that the attempt is over; cut short, all of its nodes."""
-        attempt = self.attempt
-        if attempt is None:
-            return ()
-        if is_cut or attempt.ended_by is None:
-            return attempt.nodes
-        # Where token 0 ended the request, the decode node still waits for pages.
-        return () if attempt.ended_by == attempt.decode.node_id else (attempt.decode,)
+    @property
+    def avoided(self) -> tuple[str, ...]:
+        """The nodes that failed earlier attempts, each once, the last ones where they are many."""
+        names = dict.fromkeys(name for failure in self.failures for name in failure.nodes)
+        return tuple(names)[-MAX_AVOIDED:]
 
-    def place(self, gateway_id: str, incarnation: int) -> Place:
-        """The question for nodes."""
+    def prefixes(self) -> Blob:
+        """Routing prefixes of the full pages of what is known of the request's tokens."""
+        if self.chain is None:
+            return Blob()
+        output_ids = np.array(self.stream.ids, dtype=np.int32)
+        return self.chain.extend(np.concatenate([self.new.prompt_ids.array, output_ids]))
+
+    def next_number(self) -> int:
+        """The number of another attempt."""
+        self.last_number += 1
+        return self.last_number
+
+    def place(
+        self, gateway_id: str, incarnation: int, prefixes: Blob, move: Move | None = None
+    ) -> Place:
+        """The question for nodes: for the next attempt, or for a move."""
         return Place(
             gateway_id=gateway_id,
             incarnation=incarnation,
             request_id=self.request_id,
-            attempt=self.attempt_number,
+            attempt=self.attempt_number if move is None else move.number,
             num_prompt_tokens=len(self.new.prompt_ids),
             num_output_tokens=self.stream.next_index,
             max_output_tokens=self.max_tokens,
             sla_class=self.new.sla_class,
             ttft_ms=self.new.ttft_ms,
             tpot_ms=self.new.tpot_ms,
-            tenant=TENANT,
+            tenant=self.new.tenant,
+            tenant_weight=self.new.tenant_weight,
             priority=self.new.priority,
-            prefix_hashes=Blob(),
+            prefix_hashes=prefixes,
+            avoid=self.avoided,
+            num_deaths=self.num_deaths,
+            move_from=None if move is None else move.leaving.node_id,
         )
 
     def start_attempt(self, placed: Placed, now: float) -> Attempt:
-        """Take a placement."""
+        """Take a placement; of a move, in place of the attempt that goes on."""
+        is_move = self.move is not None and self.move.number == placed.attempt
+        if is_move:
+            self.enter(RequestState.PLACING)
+            self.stream.drop_ahead()
+        self.move = None
+        self.attempt_number = placed.attempt
+        self.num_started += 1
         self.targets = placed.targets
         self.placed_at = now if self.placed_at is None else self.placed_at
-        self.attempt = Attempt(
-            number=placed.attempt,
-            prefill=placed.prefill,
-            decode=placed.decode,
-            sequence=placed.sequence,
-            sent=now,
-        )
+        self.attempt = Attempt.of(placed, now, is_move=is_move)
         self.enter(RequestState.PREFILLING)
         return self.attempt
 
-    def spec(self, now: float) -> RequestSpec:
-        """What the nodes of the current attempt are told."""
-        assert self.attempt is not None
-        assert self.targets is not None
+    def spec(self, attempt: Attempt, now: float) -> RequestSpec:
+        """What the nodes of an attempt are told."""
+        assert self.targets is not None, "an attempt was placed"
         return RequestSpec(
             request_id=self.request_id,
-            attempt=self.attempt.number,
+            attempt=attempt.number,
             prompt_ids=self.new.prompt_ids,
             output_ids=TokenIds(self.stream.ids),
             params=self.new.params,
             seed=self.new.seed,
             choice=0,
-            tenant=TENANT,
+            tenant=self.new.tenant,
             priority=self.new.priority,
             targets=self.targets,
             deadline_s=None if self.deadline is None else max(0.0, self.deadline - now),
-            sequence=self.attempt.sequence,
+            sequence=attempt.sequence,
         )
 
-    def note_prefill(self, report: PrefillReport) -> None:
-        """What prefill did, told with token 0 and again with the end."""
-        assert self.attempt is not None
-        self.attempt.report = report
-        self.num_cached_tokens = report.num_cached_tokens
+    def note_prefill(self, attempt: Attempt, report: PrefillReport) -> None:
+        """What prefill did, told with token 0 and again with the end.
+
+        The first attempt's word counts: a later one finds in caches what the first one computed.
+        """
+        attempt.report = report
+        if self.num_cached_tokens is None:
+            self.num_cached_tokens = min(report.num_cached_tokens, len(self.new.prompt_ids))
 
     def note_tokens(self, now: float) -> None:
         """Tokens were delivered just now."""
         if self.first_token_at is None:
             self.first_token_at = now
         self.last_token_at = now
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Delivered tokens, without those that the client had from another gateway."""
+        return max(0, self.stream.next_index - len(self.new.delivered))
 
     @property
     def ttft_s(self) -> float | None:
@@ -197,7 +200,7 @@ class LiveRequest:
     @property
     def tpot_s(self) -> float | None:
         """Mean time between tokens; None before the second one."""
-        num_gaps = self.stream.next_index - 1
+        num_gaps = self.num_new_tokens - 1
         if num_gaps < 1 or self.first_token_at is None or self.last_token_at is None:
             return None
         return (self.last_token_at - self.first_token_at) / num_gaps
@@ -212,7 +215,7 @@ class LiveRequest:
         return Usage(
             num_prompt_tokens=len(self.new.prompt_ids),
             num_output_tokens=self.stream.next_index,
-            num_cached_tokens=self.num_cached_tokens,
+            num_cached_tokens=self.num_cached_tokens or 0,
         )
 
     def timeline(self, now: float) -> Timeline:
@@ -241,5 +244,5 @@ class LiveRequest:
             prefill_node=None if prefill is None else prefill.node_id,
             decode_node=None if attempt is None else attempt.decode.node_id,
             transfer_bytes=0 if decode is None else decode.transfer_bytes,
-            num_attempts=self.attempt_number,
+            num_attempts=max(1, self.num_started),
         )

@@ -10,6 +10,8 @@ Decode = Callable[[Sequence[int]], str]
 REPLACEMENT = "\ufffd"
 # A character has at most four bytes, so of four tokens; a longer undecodable run is really invalid.
 MAX_HELD_TOKENS = 32
+# What another gateway delivered is decoded in blocks, and only the end of it token by token.
+BLOCK_TOKENS = 256
 
 
 class Detokenizer:
@@ -23,17 +25,22 @@ class Detokenizer:
         self._decode = decode
         self._window: list[int] = []
         self._num_settled = 0  # tokens at the window's start whose text is out
+        self._num_waits = 0  # pushes since then
         self._settled_text = ""  # text of those, decoded alone
         self._num_given = 0  # characters beyond it that are out already
 
     def push(self, token_id: int) -> str:
         """The text that this token completes."""
-        self._window.append(token_id)
+        return self.push_block([token_id])
+
+    def push_block(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens complete, decoded together."""
+        self._window += token_ids
+        self._num_waits += 1
         text = self._decode(self._window)
         # A character that is not complete yet shows as one or more trailing marks.
         stable = text.rstrip(REPLACEMENT)
-        num_held = len(self._window) - self._num_settled
-        is_overdue = num_held > MAX_HELD_TOKENS
+        is_overdue = self._num_waits > MAX_HELD_TOKENS
         is_settled = len(stable) == len(text) > len(self._settled_text)
         start = len(self._settled_text) + self._num_given
         new = (text if is_overdue else stable)[start:]
@@ -49,6 +56,7 @@ class Detokenizer:
         self._num_settled = len(self._window)
         self._settled_text = self._decode(self._window)
         self._num_given = 0
+        self._num_waits = 0
 
     def flush(self) -> str:
         """What was held back; call it once, at the end."""
@@ -101,18 +109,41 @@ class TextStream:
         self._detokenizer = Detokenizer(decode)
         self._scanner = StopScanner(stops) if stops else None
         self._end_ids = end_ids
+        self._num_to_skip = 0  # characters that the client has already
+
+    def resume(self, token_ids: Sequence[int], num_chars: int) -> tuple[str, str | None]:
+        """Take tokens and text that another gateway delivered; returns what `push` does.
+
+        That gateway may have held text back that is shown here, or shown text at the end that is
+        held back here: what follows starts after `num_chars` characters in either case.
+        """
+        self._num_to_skip = num_chars
+        ids = [token_id for token_id in token_ids if token_id not in self._end_ids]
+        end = max(0, len(ids) - 2 * MAX_HELD_TOKENS)
+        blocks = [ids[at : min(at + BLOCK_TOKENS, end)] for at in range(0, end, BLOCK_TOKENS)]
+        pieces = [self._detokenizer.push_block(block) for block in blocks]
+        pieces += [self._detokenizer.push(token_id) for token_id in ids[end:]]
+        return self._show("".join(pieces))
 
     def push(self, token_id: int) -> tuple[str, str | None]:
         """The text to show now, and the stop string that ends the request, if any."""
         if token_id in self._end_ids:
             return "", None
-        text = self._detokenizer.push(token_id)
-        return (text, None) if self._scanner is None else self._scanner.push(text)
+        return self._show(self._detokenizer.push(token_id))
+
+    def _show(self, text: str) -> tuple[str, str | None]:
+        shown, stop = (text, None) if self._scanner is None else self._scanner.push(text)
+        return self._skip(shown), stop
+
+    def _skip(self, text: str) -> str:
+        num_skipped = min(self._num_to_skip, len(text))
+        self._num_to_skip -= num_skipped
+        return text[num_skipped:]
 
     def flush(self) -> tuple[str, str | None]:
         """What was held back, at the end of the tokens."""
-        text = self._detokenizer.flush()
-        if self._scanner is None:
-            return text, None
-        text, stop = self._scanner.push(text)
-        return (text, stop) if stop is not None else (text + self._scanner.flush(), None)
+        text, stop = self._detokenizer.flush(), None
+        if self._scanner is not None:
+            text, stop = self._scanner.push(text)
+            text += "" if stop is not None else self._scanner.flush()
+        return self._skip(text), stop

@@ -24,10 +24,13 @@ class Token:
 
 
 class TokenStream:
-    """Tokens 0, 1, ... of a request. Not accepted are indices from `limit` on."""
+    """Tokens 0, 1, ... of a request. Not accepted are indices from `limit` on.
 
-    def __init__(self, limit: int) -> None:
-        self.ids: list[int] = []
+    `delivered` are the first tokens, where another gateway has brought them to the client.
+    """
+
+    def __init__(self, limit: int, delivered: Sequence[int] = ()) -> None:
+        self.ids: list[int] = list(delivered[:limit])
         self._limit = limit
         self._ahead: dict[int, Token] = {}
 

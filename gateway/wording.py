@@ -1,7 +1,12 @@
 """The messages that a gateway's ledger writes, made from a request's record. Pure."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
+import msgspec
+
+from gateway.attempt import Failure
 from gateway.request import End, LiveRequest
 from gateway.token_stream import Token
 from tandem.messages.client import Accepted, Done, Output
@@ -9,6 +14,9 @@ from tandem.messages.common import FinishReason, NodeRef
 from tandem.messages.placement import PlaceRefused, RequestEnded
 
 MAX_OUTPUT_TOKENS = 64  # with 20 log-probabilities each about 20 KiB of the 64 that are allowed
+MAX_OUTPUT_CHARS = 8_000  # of up to four bytes
+MAX_HELLO_NODES = 256
+MAX_HELLO_NODES_BYTES = 48 * 1024
 
 
 def accepted(request: LiveRequest, model_fingerprint: str) -> Accepted:
@@ -23,21 +31,42 @@ def accepted(request: LiveRequest, model_fingerprint: str) -> Accepted:
 
 
 def outputs(request_id: bytes, first: int, tokens: Sequence[Token], text: str) -> list[Output]:
-    """Tokens from index `first` on, in messages of bounded size; the text goes with the last."""
-    starts = range(0, max(len(tokens), 1), MAX_OUTPUT_TOKENS)
+    """Tokens from index `first` on, in messages of bounded size; the text goes with the last.
+
+    More text than one may have begins in earlier ones; where there are too few, in some without
+    tokens, before all others.
+    """
+    texts = _pieces(text)
+    size = max(1, min(MAX_OUTPUT_TOKENS, len(tokens) // len(texts)))
+    parts = [tokens[at : at + size] for at in range(0, len(tokens), size)]
+    num_messages = max(len(parts), len(texts))
+    parts = [()] * (num_messages - len(parts)) + parts
+    texts = [""] * (num_messages - len(texts)) + texts
     messages = []
-    for at in starts:
-        part = tokens[at : at + MAX_OUTPUT_TOKENS]
-        messages.append(
-            Output(
-                request_id=request_id,
-                index=first + at,
-                token_ids=tuple(token.token_id for token in part),
-                text=text if at == starts[-1] else "",
-                logprobs=tuple(token.logprobs for token in part if token.logprobs is not None),
-            )
+    for part, piece in zip(parts, texts, strict=True):
+        output = Output(
+            request_id=request_id,
+            index=first,
+            token_ids=tuple(token.token_id for token in part),
+            text=piece,
+            logprobs=tuple(token.logprobs for token in part if token.logprobs is not None),
         )
+        messages.append(output)
+        first += len(part)
     return messages
+
+
+def _pieces(text: str) -> list[str]:
+    """The text in pieces that fit; all but the first are as long as they may be."""
+    ends = range(len(text), 0, -MAX_OUTPUT_CHARS)
+    return [text[max(0, end - MAX_OUTPUT_CHARS) : end] for end in reversed(ends)] or [""]
+
+
+def hello_nodes(nodes: Sequence[NodeRef]) -> tuple[NodeRef, ...]:
+    """Those that a hello has room for: the newest."""
+    newest = sorted(nodes, key=lambda node: node.epoch, reverse=True)[:MAX_HELLO_NODES]
+    sizes = accumulate(len(msgspec.msgpack.encode(node)) for node in newest)
+    return tuple(newest[: bisect_right(list(sizes), MAX_HELLO_NODES_BYTES)])
 
 
 def done(request: LiveRequest, end: End, now: float) -> Done:
@@ -65,13 +94,13 @@ def ended(
         gateway_id=gateway_id,
         incarnation=incarnation,
         request_id=request.request_id,
-        attempt=request.attempt_number,
+        attempt=max(1, request.attempt_number),  # a resumed stream may have been complete
         reason=reason,
         sla_class=_sla_class(request),
         sla_attained=reason != "failed" and request.has_attained(now),
         ttft_ms=None if ttft_s is None else ttft_s * 1e3,
         tpot_ms=None if tpot_s is None else tpot_s * 1e3,
-        num_output_tokens=request.stream.next_index,
+        num_output_tokens=request.num_new_tokens,
     )
 
 
@@ -92,6 +121,24 @@ def no_coordinator(waited_s: float) -> End:
         "scripts/launch_coordinator, or check the gateway's --coordinator address"
     )
     return End("failed", code="unavailable", message=text, retry_after_s=5.0)
+
+
+def exhausted(request: LiveRequest, last: Failure) -> End:
+    """No attempt went well."""
+    reasons = "; ".join(failure.message for failure in request.failures)
+    text = f"{len(request.failures)} attempts failed: {reasons}"
+    return End("failed", code=last.code, message=text)
+
+
+def poison(request: LiveRequest) -> End:
+    """Every node that ran it died."""
+    names = [name for failure in request.failures if failure.is_death for name in failure.nodes]
+    text = (
+        f"suspected poison: nodes died {request.num_deaths} times while they ran this request "
+        f"({', '.join(names)}), the last time it ran alone, so it is not run again: look into "
+        "those nodes' logs before you submit it once more"
+    )
+    return End("failed", code="suspected_poison", message=text)
 
 
 def unreachable(node: NodeRef, waited_s: float) -> str:

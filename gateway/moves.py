@@ -1,0 +1,83 @@
+"""Running requests move away from nodes that drain: a new attempt takes over where one is placed.
+
+Its prefill node is the draining one, which has the pages. Until the coordinator has placed it the
+old attempt goes on; refused, it stays where it is and asks again. Pure.
+"""
+
+from gateway.attempt import Move
+from gateway.attempts import Attempts
+from gateway.live import LiveRequests
+from gateway.request import LiveRequest
+from tandem.messages.placement import Placed
+from tandem.states import RequestState
+
+MAX_MOVING = 4  # a node that drains must go on serving those that wait
+ASK_AGAIN_S = 3.0
+
+
+class Moves:
+    """See the module. A move is in flight from its question until the new decode node's word."""
+
+    def __init__(self, live: LiveRequests, attempts: Attempts) -> None:
+        self._live = live
+        self._attempts = attempts
+        self._moving: set[bytes] = set()
+
+    def tick(self, now: float) -> None:
+        """Give up moves that lost their reason, and begin others."""
+        requests = self._live.by_id
+        self._moving = {k for k in self._moving if k in requests and _is_moving(requests[k])}
+        for key in list(self._moving):
+            move = requests[key].move
+            if move is not None and move.leaving.node_id not in self._live.draining:
+                self._stay(requests[key], now)
+        if not self._live.draining:
+            return
+        for request in requests.values():
+            if len(self._moving) >= MAX_MOVING:
+                return
+            self._begin(request, now)
+
+    def _begin(self, request: LiveRequest, now: float) -> None:
+        attempt = request.attempt
+        if (
+            attempt is not None
+            and request.state is RequestState.DECODING
+            and attempt.decode.node_id in self._live.draining
+            and request.move is None
+            and attempt.ending is None
+            and now >= request.move_again_at
+        ):
+            request.move = Move(request.next_number(), attempt.decode)
+            self._moving.add(request.request_id)
+            self._attempts.ask(request, now, request.move)
+
+    def placed(self, request: LiveRequest, move: Move, placed: Placed, now: float) -> None:
+        """The new attempt takes the old one's place, whose later tokens are void.
+
+        Nodes end an attempt when its successor arrives; a node that gets none is told.
+        """
+        old = request.attempt
+        assert old is not None, "an attempt that is over takes its move with it"
+        nodes = [placed.decode] if placed.prefill is None else [placed.prefill, placed.decode]
+        is_nowhere = placed.decode.node_id == move.leaving.node_id
+        if is_nowhere or any(self._live.demands.is_down(node) for node in nodes):
+            self._stay(request, now)
+            return
+        is_left = old.decode.node_id not in {node.node_id for node in nodes}
+        left = [old.decode] if is_left else []
+        self._live.demands.stop(request.request_id, old, left, now)
+        self._attempts.start(request, placed, now)
+
+    def refused(self, request: LiveRequest, now: float) -> None:
+        """There is no place for it now, whatever the reason: it runs where it is."""
+        self._stay(request, now)
+
+    def _stay(self, request: LiveRequest, now: float) -> None:
+        self._live.demands.drop_question(request.request_id)
+        request.move = None
+        request.move_again_at = now + ASK_AGAIN_S
+
+
+def _is_moving(request: LiveRequest) -> bool:
+    return request.move is not None or (request.attempt is not None and request.attempt.is_move)
