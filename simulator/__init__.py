@@ -1,0 +1,1 @@
+"""Runs the production cores under a virtual clock, with a network and faults drawn from a seed."""
