@@ -1,0 +1,1 @@
+"""Replays recorded events on the pure cores (scripts/replay)."""

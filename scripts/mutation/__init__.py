@@ -1,0 +1,1 @@
+"""Guards of the system, how each is taken away, and the tests that notice."""
