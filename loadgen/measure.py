@@ -11,18 +11,24 @@ import numpy as np
 from loadgen.workload import Workload
 from tandem.async_client import AsyncClient
 from tandem.errors import TandemError
+from tandem.messages.common import Timeline
 from tandem.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSample:
-    """One request: TTFT, the gaps between its tokens, its end; seconds after it was sent."""
+    """One request: TTFT, the gaps between its tokens, its end; seconds after it was sent.
+
+    `timeline` is what the gateway says of it, on its own clock.
+    """
 
     num_tokens: int
     ttft_s: float
     gaps_s: tuple[float, ...]
     end_s: float
     sla_attained: bool
+    request_id: str
+    timeline: Timeline
 
     @property
     def tpot_s(self) -> float | None:
@@ -92,4 +98,12 @@ async def measure_request(
             num_received += len(chunk.token_ids)
         result = stream.result
     gaps = tuple(b - a for a, b in itertools.pairwise(times))
-    return RequestSample(num_received, times[0], gaps, times[-1], result.sla_attained)
+    return RequestSample(
+        num_received,
+        times[0],
+        gaps,
+        times[-1],
+        result.sla_attained,
+        result.request_id,
+        result.timeline,
+    )

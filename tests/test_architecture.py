@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
 PACKAGES = sorted(name for name in ALLOWED if (ROOT / name / "__init__.py").exists())
 WITH_TORCH = {"kernels", "engine"}
 # Only these modules of kv_transfer may load a device library.
-DEVICE_TRANSPORTS = {"kv_transfer.transports.cuda_ipc", "kv_transfer.transports.nixl"}
+DEVICE_TRANSPORTS = {"kv_transfer.cupy_driver"}
 DEVICE_LIBRARIES = {"torch", "triton", "cupy"}
 # Policies are functions of views and time: none of these may reach them.
 IMPURE = {"asyncio", "random", "secrets", "socket", "subprocess", "threading", "time", "zmq"}

@@ -22,7 +22,13 @@ FORBIDDEN_CALLS = {
     "multiprocessing.Queue", "multiprocessing.Pipe",
 }  # fmt: skip
 FORBIDDEN_METHODS = {"recv_pyobj", "send_pyobj", "unsafe_load"}
-FORBIDDEN_KEYWORDS = {"allow_pickle", "shell", "trust_remote_code"}
+FORBIDDEN_KEYWORDS = {"allow_pickle", "ext_hook", "shell", "trust_remote_code"}
+# Who may open a network socket: everybody else gets keys, limits and loopback from these.
+SOCKET_MAKERS = {
+    "kv_transfer/door.py", "kv_transfer/zmq_frames.py", "tandem/connection.py",
+    "tandem/sockets.py", "tandem/zap.py",
+}  # fmt: skip
+ALL_INTERFACES = {"0.0.0.0", "::", "*", "tcp://*"}
 FROM_TRANSFORMERS = {"AutoConfig", "AutoTokenizer"}
 
 
@@ -83,6 +89,26 @@ def silent_failures(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, "swallows every error: name what is expected, or say so"
 
 
+def network_sockets(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """ZeroMQ sockets that are made, and addresses that every machine reaches.
+
+    Half of the known holes in systems like this one are a socket that somebody opened beside the
+    guarded ones, on all interfaces (SECURITY.md).
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            arguments = {ast.unparse(a).rsplit(".", 1)[-1] for a in node.args}
+            called = ast.unparse(node.func).rsplit(".", 1)[-1]
+            if called == "socket" and arguments & {"ROUTER", "DEALER", "REP", "PULL", "PUB", "SUB"}:
+                yield node.lineno, f"makes a socket: {ast.unparse(node)}"
+            if called == "bind" and any(
+                isinstance(part, ast.Constant)
+                and any(str(part.value).startswith(wide) for wide in ALL_INTERFACES)
+                for part in ast.walk(node)
+            ):
+                yield node.lineno, f"listens on all interfaces: {ast.unparse(node)}"
+
+
 def imports_in_functions(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -127,6 +153,12 @@ def test_no_file_breaks_the_rule(rule: Callable[[ast.AST], Iterator[tuple[int, s
     assert not found, "\n".join(found)
 
 
+def test_network_sockets_are_made_in_few_places() -> None:
+    files = [f for f in python_files(*OURS) if str(f.relative_to(ROOT)) not in SOCKET_MAKERS]
+    found = findings(files, network_sockets)
+    assert not found, "use tandem.sockets.Server and Link:\n" + "\n".join(found)
+
+
 def test_production_takes_only_two_names_from_transformers() -> None:
     found = findings(python_files(*OURS), foreign_models)
     assert not found, "\n".join(found)
@@ -148,6 +180,11 @@ def test_functions_in_kernels_are_annotated() -> None:
         (data_as_code, "AutoConfig.from_pretrained(name, trust_remote_code=flag)"),
         (silent_failures, "try:\n    f()\nexcept Exception:\n    pass"),
         (silent_failures, "try:\n    f()\nexcept:\n    raise"),
+        (data_as_code, "msgpack.unpackb(data, ext_hook=f)"),
+        (network_sockets, "context.socket(zmq.PULL)"),
+        (network_sockets, "self.context.socket(zmq.ROUTER)"),
+        (network_sockets, "sock.bind('tcp://*:5555')"),
+        (network_sockets, "server.bind('0.0.0.0', 5555)"),
         (imports_in_functions, "def f():\n    import os"),
         (foreign_models, "from transformers import LlamaForCausalLM"),
         (foreign_models, "import transformers"),

@@ -1,7 +1,7 @@
 """A coordinator core, and messages of well-formed members to feed it with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import pytest
@@ -12,7 +12,16 @@ from coordinator.core import Coordinator
 from tandem.frames import Blob
 from tandem.layout import KVLayout
 from tandem.messages.common import ModelIdentity
-from tandem.messages.membership import Heartbeat, NodeHello, NodeLoad, PageCounts, RoleWeights
+from tandem.messages.membership import (
+    CacheDelta,
+    ClusterStatus,
+    Heartbeat,
+    NodeHello,
+    NodeLoad,
+    PageCounts,
+    RoleWeights,
+    StatusQuery,
+)
 from tandem.messages.placement import GatewayHello, Place, RequestEnded
 
 START = 100.0
@@ -28,12 +37,13 @@ LAYOUT = KVLayout(num_layers=2, num_kv_heads=2, head_dim=8, page_size=16, dtype=
 ROLES = {"prefill": (1.0, 0.0), "decode": (0.0, 1.0), "mixed": (1.0, 1.0)}
 
 
-def make_load(num_pages: int = 64, **counts: int) -> NodeLoad:
+def make_load(num_pages: int = 64, **counts) -> NodeLoad:
     """An idle node's load but for `counts`; `used` pages are active."""
     used = counts.pop("used", 0)
     zero = dict.fromkeys(PageCounts.__struct_fields__, 0)
     pages = PageCounts(**{**zero, "free": num_pages - used, "active": used})
-    fields = dict.fromkeys(NodeLoad.__struct_fields__, 0)
+    names = set(NodeLoad.__struct_fields__) - {"has_work", "predicted_step_s"}
+    fields = dict.fromkeys(sorted(names), 0)
     return NodeLoad(**{**fields, "step_age_s": 0.0, "pages": pages, **counts})
 
 
@@ -42,6 +52,7 @@ class Cluster:
     """The core with a clock; each method is a message, and returns what is sent, by peer."""
 
     core: Coordinator
+    config: CoordinatorConfig
     now: float = START
     epochs: dict[str, int] = field(default_factory=dict)
     sequences: dict[str, int] = field(default_factory=dict)
@@ -84,19 +95,42 @@ class Cluster:
         self.epochs[node_id] = getattr(answer, "epoch", 0)
         return answer
 
-    def beat(self, node_id: str, incarnation: int = 1, draining: bool = False, **counts: int):
-        """A heartbeat of an admitted node; returns the answer."""
+    def heartbeat(self, node_id: str, incarnation: int = 1, counts=None, **changes) -> Heartbeat:
+        """The next heartbeat of a node that is idle but for `counts`."""
         self.sequences[node_id] = self.sequences.get(node_id, 0) + 1
-        heartbeat = Heartbeat(
-            node_id=node_id,
-            incarnation=incarnation,
-            epoch=self.epochs[node_id],
-            sequence=self.sequences[node_id],
-            draining=draining,
-            load=make_load(**counts),
-        )
-        ((_, answer),) = self.send(node_id, heartbeat)
-        return answer
+        fields = {
+            "node_id": node_id,
+            "incarnation": incarnation,
+            "epoch": self.epochs[node_id],
+            "sequence": self.sequences[node_id],
+            "draining": False,
+            "load": make_load(**(counts or {})),
+        }
+        return Heartbeat(**{**fields, **changes})
+
+    def beat(
+        self,
+        node_id: str,
+        incarnation: int = 1,
+        draining: bool = False,
+        cache: CacheDelta | None = None,
+        **counts,
+    ):
+        """A heartbeat of an admitted node; returns the answer."""
+        heartbeat = self.heartbeat(node_id, incarnation, counts, draining=draining, cache=cache)
+        return next(m for peer, m in self.send(node_id, heartbeat) if peer == node_id)
+
+    def status(self, **query) -> ClusterStatus:
+        """What an operator is told."""
+        ((_, status),) = self.send("operator", StatusQuery(**query))
+        assert isinstance(status, ClusterStatus)
+        return status
+
+    def restart(self) -> "Cluster":
+        """Another coordinator in the place of this one, with the same members around it."""
+        elapsed_ms = round((self.now - START + 10) * 1000)
+        fresh = Coordinator(self.config, incarnation=1_000_000 + elapsed_ms, now=self.now)
+        return replace(self, core=fresh, notes=[])
 
     def gateway_hello(
         self, gateway_id: str = "gw", incarnation: int = 9, model: ModelIdentity = MODEL
@@ -127,7 +161,8 @@ class Cluster:
             "priority": 0,
             "prefix_hashes": Blob(),
         }
-        return [message for _, message in self.send("gw", Place(**{**fields, **changes}))]
+        peer = changes.get("gateway_id", "gw")
+        return [message for _, message in self.send(peer, Place(**{**fields, **changes}))]
 
     def end(self, number: int, **changes):
         """Report a request's end; returns the answer."""
@@ -151,7 +186,7 @@ class Cluster:
 def make_cluster() -> Callable[..., Cluster]:
     def make(**settings) -> Cluster:
         config = CoordinatorConfig(**settings)
-        return Cluster(Coordinator(config, incarnation=1_000_000, now=START - 10))
+        return Cluster(Coordinator(config, incarnation=1_000_000, now=START - 10), config)
 
     return make
 

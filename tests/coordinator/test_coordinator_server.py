@@ -10,6 +10,7 @@ from coordinator.server import serve
 from tandem.messages.membership import ClusterStatus, NodeWelcome, StatusQuery, ToNode
 from tandem.messages.placement import GatewayWelcome, ToGatewayFromCoordinator
 from tandem.sockets import Link
+from tandem.status import query_status, render_status
 
 
 async def converse(cluster, address: str) -> list[msgspec.Struct]:
@@ -59,3 +60,37 @@ def test_nodes_gateways_and_operators_share_one_port(make_cluster) -> None:
     assert gateway_welcome.max_model_len == 4096
     assert isinstance(status, ClusterStatus)
     assert (status.num_dropped_messages, len(status.nodes), len(status.gateways)) == (1, 1, 1)
+
+
+async def fill(cluster, address: str, names: list[str]) -> None:
+    """Let nodes of these names join."""
+    context = zmq.asyncio.Context()
+    link: Link[msgspec.Struct] = Link(context, ToNode, identity=b"nodes", address=address)
+    try:
+        for name in names:
+            link.send(cluster.node_hello(name, "decode"))
+            assert isinstance(await anext(link.messages()), NodeWelcome)
+    finally:
+        link.close()
+        context.term()
+
+
+def test_the_status_of_two_hundred_nodes_arrives_whole(make_cluster) -> None:
+    names = [f"node-{number:03}" for number in range(200)]
+
+    async def run() -> ClusterStatus:
+        stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
+        server = asyncio.create_task(
+            serve(CoordinatorConfig(port=0), stop=stop, on_ready=ready.set_result)
+        )
+        address = await asyncio.wait_for(ready, 5)
+        await asyncio.wait_for(fill(make_cluster(), address, names), 5)
+        status = await query_status(address)
+        stop.set()
+        await asyncio.wait_for(server, 5)
+        return status
+
+    status = asyncio.run(run())
+    assert [node.node_id for node in status.nodes] == names
+    lines = render_status(status).splitlines()
+    assert sum(line.startswith("node-") for line in lines) == 400  # the nodes, and their pages

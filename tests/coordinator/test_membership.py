@@ -118,13 +118,17 @@ def test_a_node_that_differs_is_refused_with_both_values(cluster, field, value, 
     assert any("refused" in note for note in cluster.notes)
 
 
-def test_a_node_with_another_page_layout_is_refused_with_both_values(cluster) -> None:
+@pytest.mark.parametrize(("field", "value"), [("page_size", 32), ("dtype", "bfloat16")])
+def test_regression_14_a_node_with_other_pages_is_refused_with_both_values(
+    cluster, field, value
+) -> None:
     hello = cluster.node_hello("p0", "prefill")
     cluster.join("p0", "prefill")
-    other = msgspec.structs.replace(hello.layout, page_size=32)
+    other = msgspec.structs.replace(hello.layout, **{field: value})
     refused = cluster.join("d0", "decode", layout=other)
     assert isinstance(refused, NodeRefused)
-    for part in ("page_size", "32", "16", "d0", "p0", "--page-size"):
+    ours = str(getattr(hello.layout, field))
+    for part in (field, str(value), ours, "d0", "p0", "--page-size", "--dtype"):
         assert part in refused.reason
 
 

@@ -193,3 +193,81 @@ def test_requests_of_a_dead_gateway_are_forgotten(pools) -> None:
     pools.pass_time(4.0)
     ((_, status),) = pools.send("operator", StatusQuery())
     assert (status.num_live_requests, status.gateways) == (0, ())
+
+
+def test_failed_nodes_are_avoided_by_the_next_attempt(pools) -> None:
+    first = placed(pools.place(1))
+    failed = (first.prefill.node_id, first.decode.node_id)
+    for attempt in range(2, 6):
+        again = placed(pools.place(1, attempt=attempt, avoid=failed))
+        assert again.prefill.node_id not in failed
+        assert again.decode.node_id not in failed
+
+
+def test_a_suspect_has_its_decode_node_to_itself_while_it_lives(pools) -> None:
+    for number in range(3):
+        placed(pools.place(number))
+    for name, running in (("d0", 2), ("d1", 1), ("p0", 0), ("p1", 0)):
+        pools.beat(name, num_decode_running=running)
+    pools.join("d2", "decode")
+    suspect = placed(pools.place(9, attempt=3, num_deaths=2, avoid=("d0",)))
+    assert suspect.decode.node_id == "d2"
+    others = [placed(pools.place(i)).decode.node_id for i in range(10, 20)]
+    assert "d2" not in others
+    pools.end(9, attempt=3)
+    others = [placed(pools.place(i)).decode.node_id for i in range(20, 24)]
+    assert "d2" in others
+
+
+def test_one_death_makes_no_suspect(pools) -> None:
+    name = placed(pools.place(1, attempt=2, num_deaths=1)).decode.node_id
+    placed(pools.place(2))
+    assert placed(pools.place(3)).decode.node_id == name
+
+
+def test_a_move_prefills_on_the_node_that_drains(pools) -> None:
+    first = placed(pools.place(1))
+    pools.beat(first.decode.node_id, draining=True)
+    (moved,) = pools.place(1, attempt=2, num_output_tokens=7, move_from=first.decode.node_id)
+    assert moved.prefill == first.decode
+    assert moved.decode.node_id not in (first.decode.node_id, first.prefill.node_id)
+    assert moved.sequence == first.sequence
+
+
+def test_without_another_decode_node_nothing_moves_and_the_old_attempt_lives(pools) -> None:
+    first = placed(pools.place(1))
+    for name in ("d0", "d1"):
+        pools.beat(name, draining=True)
+    answer = refused(pools.place(1, attempt=2, move_from=first.decode.node_id))
+    assert (answer.code, answer.attempt) == ("no_decode_node", 2)
+    assert pools.place(1) == [first]
+
+
+def test_what_a_node_decodes_counts_until_it_ends_or_moves(pools) -> None:
+    """A node that says that it has nothing is not believed while its requests live."""
+    names = [placed(pools.place(i)).decode.node_id for i in range(6)]
+    assert Counter(names) == {"d0": 3, "d1": 3}
+    for number, name in enumerate(names):
+        if name == "d0":
+            pools.end(number)
+    pools.pass_time(0.6)
+    for name in ("p0", "p1", "d0", "d1"):
+        pools.beat(name)
+    assert [placed(pools.place(i)).decode.node_id for i in (10, 11, 12)] == ["d0"] * 3
+
+
+def test_an_end_of_an_earlier_epoch_takes_nothing_off_the_node_that_came_back(cluster) -> None:
+    cluster.join("p0", "prefill")
+    cluster.join("d0", "decode")
+    for number in (1, 2, 3):
+        placed(cluster.place(number))
+    cluster.join("d0", "decode", incarnation=2)
+    for number in (1, 2, 3):
+        cluster.end(number)
+    for number in (4, 5):
+        placed(cluster.place(number))
+    cluster.join("d1", "decode")
+    cluster.pass_time(0.6)
+    cluster.beat("d0", incarnation=2)  # it has not begun with them
+    names = [placed(cluster.place(number)).decode.node_id for number in (6, 7)]
+    assert names == ["d1", "d1"]

@@ -74,6 +74,26 @@ def test_nodes_with_other_weights_or_tokenizers_are_turned_away(
         assert client.ping().ready
 
 
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        (("--page-size", "32"), ("page_size", "32 here", "16 there")),
+        (("--dtype", "bfloat16"), ("dtype", "bfloat16", "float32")),
+    ],
+)
+def test_regression_14_nodes_with_other_pages_are_turned_away_with_both_values(
+    cluster: LocalCluster, demo_model: Path, flags: tuple[str, str], values: tuple[str, ...]
+) -> None:
+    address = cluster.coordinator_address
+    common = ("--model", str(demo_model), "--coordinator", address, *SMALL)
+    output = run_process("prefill_node", *common, *flags)
+    assert "refused" in output
+    assert all(value in output for value in values), output[-500:]
+    with Client(cluster.gateway_address) as client:
+        assert client.ping().ready
+
+
 def test_too_few_pages_for_one_prompt(demo_model: Path) -> None:
     output = run_process("prefill_node", "--model", str(demo_model), "--num-pages", "8")
     assert "--num-pages" in output
@@ -110,3 +130,15 @@ def test_a_name_that_cannot_travel(demo_model: Path, module: str) -> None:
     output = run_process(module, "--model", str(demo_model), "--name", "node (v2)", "--port", "0")
     assert "--name" in output
     assert "letters, digits" in output
+
+
+@pytest.mark.parametrize("transport", ["auto", "zmq", "cuda_ipc"])
+def test_a_gpu_whose_pages_cannot_leave_it_needs_both_roles(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    flags = ("--model", str(demo_model), "--device", "cuda", "--transport", transport)
+    output = run_process("prefill_node", *flags)
+    assert "KV pages cannot leave cuda" in output
+    assert "--decode-weight 1" in output
+    assert "cuda_ipc" in output if transport == "zmq" else "upy" in output.lower()

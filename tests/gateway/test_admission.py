@@ -5,7 +5,7 @@ import pytest
 
 from gateway.admission import Offer, Origin, Rejected, admit, check_submit
 from tandem.frames import Blob, TokenIds
-from tandem.messages.client import ChatMessage, Submit
+from tandem.messages.client import ChatMessage, ResumePoint, Submit
 from tandem.sampling import GenerationDefaults, SamplingParams
 
 OFFER = Offer(
@@ -93,6 +93,28 @@ def test_what_is_given_is_kept() -> None:
     assert (new.seed, new.params.max_tokens, new.params.temperature) == (0, 4, 0.0)
     assert (new.sla_class, new.priority, new.deadline_s) == ("batch", 3, 9.0)
     assert (new.client, new.request_id, new.received_unix_s) == (b"c", bytes(16), 2.0)
+
+
+def test_what_another_gateway_delivered_goes_along() -> None:
+    resume = ResumePoint(output_ids=TokenIds([7, 8]), num_chars=5)
+    new = take(submit(params={"max_tokens": 4, "seed": 9}, resume=resume))
+    assert (new.delivered, new.num_chars, new.seed) == (TokenIds([7, 8]), 5, 9)
+    assert (take(submit()).delivered, take(submit()).num_chars) == (TokenIds(), 0)
+
+
+@pytest.mark.parametrize(
+    ("params", "ids", "words"),
+    [
+        ({"max_tokens": 4}, [7], "needs the seed"),
+        ({"max_tokens": 2, "seed": 1}, [7, 8, 9], "resume has 3 tokens and max_tokens is 2"),
+        ({"seed": 1}, [7, 100], "resume.output_ids has the id 100"),
+        ({"seed": 1}, [-1], "resume.output_ids has the id -1"),
+    ],
+)
+def test_a_resume_point_that_cannot_be_is_refused(params, ids, words) -> None:
+    with pytest.raises(Rejected, match=words) as caught:
+        take(submit(params=params, resume=ResumePoint(output_ids=TokenIds(ids), num_chars=0)))
+    assert caught.value.code == "invalid_request"
 
 
 def test_before_the_first_welcome_any_sla_class_may_exist() -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,6 +92,8 @@ def test_a_gateway_with_another_tokenizer_is_refused_with_both_values(
         ("tokenizer.json", [], "no tokenizer"),
         ("", ["--max-model-len", "1000000"], "lower it"),
         ("", ["--max-live-requests", "0"], "at least 1"),
+        ("", ["--client-silence-s", "0.2"], "at least 1"),
+        ("", ["--tenants", "no/such.toml"], "tenants file no/such.toml"),
     ],
 )
 def test_what_keeps_a_gateway_from_serving_is_one_clear_line(
@@ -135,7 +138,7 @@ def test_a_stopping_gateway_waits_and_leaves_no_client_without_an_end(
         assert accepted["type"] == "Accepted"
         process.send_signal(signal.SIGTERM)
         while (answer := ask("late"))["type"] == "Accepted":
-            pass  # the signal is still on its way
+            time.sleep(0.05)  # the signal is still on its way; asking faster meets the rate limit
         assert (answer["type"], answer["code"]) == ("Refused", "unavailable")
         assert "stopping" in answer["message"]
         process.send_signal(signal.SIGTERM)

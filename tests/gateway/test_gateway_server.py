@@ -1,235 +1,38 @@
-"""The gateway's shell over real loopback sockets, with a fake coordinator and fake nodes.
-
-The client here speaks MessagePack by the `msgpack` package and plain pyzmq: any speaker can.
-"""
+"""The gateway's shell over real loopback sockets, with a fake coordinator and fake nodes."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
-import msgpack
 import pytest
-import zmq
 import zmq.asyncio
 
+from gateway.actions import ToCoordinator
 from gateway.config import GatewayConfig
-from gateway.server import ServedModel, serve
-from tandem.messages.common import ModelIdentity, NodeRef, SlaTargets
-from tandem.messages.placement import (
-    FromGateway,
-    GatewayHello,
-    GatewayRefused,
-    GatewayWelcome,
-    NodeDown,
-    Place,
-    Placed,
-    RequestEnded,
-    RequestEndedAck,
-)
-from tandem.messages.serving import FromGatewayToNode, PeerBeat
-from tandem.sampling import GenerationDefaults
-from tandem.sockets import Server
-
-TARGETS = SlaTargets(sla_class="standard", ttft_ms=20_000, tpot_ms=1000)
-
-
-class Client:
-    """Speaks to a gateway with nothing of ours."""
-
-    def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.connect(address)
-
-    async def say(self, message: dict, *frames: bytes) -> None:
-        await self._socket.send_multipart([b"TDM\x01", msgpack.packb(message), *frames])
-
-    async def hear(self) -> dict:
-        magic, control = await asyncio.wait_for(self._socket.recv_multipart(), 10)
-        assert magic == b"TDM\x01"
-        return msgpack.unpackb(control)
-
-    async def submit(self, text: str = "def f", **params) -> None:
-        fields = {"type": "Submit", "label": "mine", "prompt": 0}
-        fields["params"] = {"max_tokens": 8, "temperature": 0.0, **params}
-        await self.say(fields, text.encode())
-
-    async def answer(self) -> tuple[dict, list[int], str, dict]:
-        """Accepted, ids, text, Done."""
-        accepted = await self.hear()
-        assert accepted["type"] == "Accepted", accepted
-        ids: list[int] = []
-        text = ""
-        while (message := await self.hear())["type"] == "Output":
-            assert message["index"] == len(ids)
-            ids += message["token_ids"]
-            text += message["text"]
-        return accepted, ids, text, message
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-class Cluster:
-    """A coordinator and nodes on sockets; `nodes` are the fakes of conftest.py."""
-
-    def __init__(self, context: zmq.asyncio.Context, world) -> None:
-        self.context = context
-        self.world = world
-        self.coordinator: Server = Server(context, FromGateway)
-        self.address = self.coordinator.bind("127.0.0.1", 0)
-        self.refusal: str | None = None
-        self.gateway = b""
-        self.servers: dict[str, Server] = {}
-        self.tasks = [asyncio.create_task(self._coordinate())]
-        self.num_beats = 0
-        self.ends: list[RequestEnded] = []
-        self.pause = asyncio.Event()
-        for node_id in list(world.nodes):
-            self.start(node_id)
-
-    def start(self, node_id: str) -> None:
-        """Listen as a node that the world knows."""
-        server: Server = Server(self.context, FromGatewayToNode)
-        node = self.world.nodes[node_id]
-        node.ref = NodeRef(
-            node_id=node_id,
-            incarnation=node.ref.incarnation,
-            epoch=node.ref.epoch,
-            control_address=server.bind("127.0.0.1", 0),
-        )
-        self.servers[node_id] = server
-        self.tasks.append(asyncio.create_task(self._serve(server, node)))
-
-    async def kill(self, node_id: str) -> None:
-        """A node dies, and the coordinator tells the gateway."""
-        node = self.world.nodes.pop(node_id)
-        self.servers.pop(node_id).close()
-        down = NodeDown(node_id=node_id, epoch=node.ref.epoch, reason="killed")
-        self.coordinator.send(self.gateway, down)
-
-    async def _coordinate(self) -> None:
-        while True:
-            peer, message = await self.coordinator.receive()
-            self.gateway = peer
-            match message:
-                case GatewayHello() if self.refusal is not None:
-                    self.coordinator.send(peer, GatewayRefused(reason=self.refusal))
-                case GatewayHello():
-                    self.coordinator.send(peer, self._welcome())
-                case Place():
-                    self.coordinator.send(peer, self._placed(message))
-                case RequestEnded():
-                    self.ends.append(message)
-                    self.coordinator.send(peer, RequestEndedAck(request_id=message.request_id))
-
-    def _welcome(self) -> GatewayWelcome:
-        return GatewayWelcome(
-            coordinator_incarnation=1,
-            sla_classes=(TARGETS,),
-            default_class="standard",
-            num_prefill_nodes=1,
-            num_decode_nodes=1,
-            max_model_len=300,
-        )
-
-    def _placed(self, place: Place) -> Placed:
-        return Placed(
-            request_id=place.request_id,
-            attempt=place.attempt,
-            prefill=self.world.nodes["p0"].ref,
-            decode=self.world.nodes["d0"].ref,
-            targets=TARGETS,
-            sequence=1,
-        )
-
-    async def _serve(self, server: Server, node) -> None:
-        pump: asyncio.Task | None = None
-        try:
-            while True:
-                peer, message = await server.receive()
-                if isinstance(message, PeerBeat):
-                    self.num_beats += 1
-                for answer in node.command(message):
-                    server.send(peer, answer)
-                if pump is None:
-                    pump = asyncio.create_task(self._pump(server, node, peer))
-        except zmq.ZMQError:
-            pass  # the node was killed
-        finally:
-            if pump is not None:
-                pump.cancel()
-
-    async def _pump(self, server: Server, node, peer: bytes) -> None:
-        while True:
-            await asyncio.sleep(0.01)
-            if not self.pause.is_set():
-                node.step()
-                for emission in node.emit():
-                    server.send(peer, emission)
-
-    async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for server in self.servers.values():
-            server.close()
-        self.coordinator.close()
-
-
-@pytest.fixture
-def served_model(tokenizer) -> ServedModel:
-    identity = ModelIdentity(
-        served_name="demo",
-        weights_fingerprint="w",
-        tokenizer_fingerprint="t",
-        dtype="",
-        max_model_len=4096,
-        vocab_size=4096,
-    )
-    return ServedModel(identity, GenerationDefaults(eos_token_ids=(0,)), tokenizer)
+from gateway.ledger import Ledger
+from gateway.server import serve
+from tandem.messages.placement import PlaceRefused
+from tests.gateway.deployment import Client, Cluster, running_cluster, running_gateway, until
 
 
 @pytest.fixture
 def run_gateway(served_model, make_world) -> Callable[..., None]:
     """Run an async test body as body(cluster, client) beside a gateway with the given settings."""
 
-    @contextlib.asynccontextmanager
-    async def stage(**settings) -> AsyncIterator[tuple[Cluster, Client]]:
-        context = zmq.asyncio.Context()
-        cluster = Cluster(context, make_world())
-        settings = {"model": "", "port": 0, "name": "gw", "drain_s": 0.0, **settings}
-        config = GatewayConfig(coordinator=cluster.address, **settings)
-        stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
-        gateway = asyncio.create_task(
-            serve(config, served_model, stop=stop, on_ready=ready.set_result)
-        )
-        client = Client(context, await asyncio.wait_for(ready, 10))
-        try:
-            yield cluster, client
-        finally:
-            client.close()
-            stop.set()
-            await asyncio.wait_for(gateway, 10)
-            await cluster.close()
-            context.term()
-
     def run(body: Callable[[Cluster, Client], Awaitable[None]], **settings) -> None:
         async def main() -> None:
-            async with stage(**settings) as (cluster, client):
-                await body(cluster, client)
+            async with (
+                running_cluster(make_world()) as cluster,
+                running_gateway(cluster, served_model, **settings) as address,
+            ):
+                client = Client(cluster.context, address)
+                try:
+                    await body(cluster, client)
+                finally:
+                    client.close()
 
         asyncio.run(main())
 
     return run
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it does not happen within 10 s")
 
 
 def test_a_plain_msgpack_speaker_is_served(run_gateway, tokenizer) -> None:
@@ -303,6 +106,41 @@ def test_what_cannot_be_served_is_refused_and_garbage_is_told(run_gateway) -> No
     run_gateway(body)
 
 
+def test_a_request_that_is_sent_again_runs_once(run_gateway) -> None:
+    async def body(cluster: Cluster, client: Client) -> None:
+        cluster.pause.set()
+        for _ in range(3):  # the second comes while the first is tokenised
+            await client.submit()
+        first = await client.hear()
+        await client.submit()
+        assert first["type"] == "Accepted"
+        assert await client.hear() == first
+        cluster.pause.clear()
+        while (message := await client.hear())["type"] != "Done":
+            assert message["request_id"] == first["request_id"]
+        assert message["request_id"] == first["request_id"]
+        await client.received(first, 8, is_done=True)
+        await until(lambda: len(cluster.ends) > 0)
+        await client.submit()
+        another = (await client.answer())[0]
+        assert another["request_id"] != first["request_id"], "a label may be used again then"
+        await until(lambda: len(cluster.ends) > 1)
+        ended = {end.request_id for end in cluster.ends}
+        assert ended == {first["request_id"], another["request_id"]}
+
+    run_gateway(body)
+
+
+def test_a_burst_of_a_busy_client_is_taken_at_default_settings(run_gateway) -> None:
+    async def body(cluster: Cluster, client: Client) -> None:
+        for number in range(4000):
+            await client.say({"type": "ClientPing", "label": str(number)})
+        heard = [await client.hear() for _ in range(4000)]
+        assert {message["type"] for message in heard} == {"ClientPong"}
+
+    run_gateway(body)
+
+
 def test_a_dead_node_does_not_break_the_stream(run_gateway) -> None:
     async def body(cluster: Cluster, client: Client) -> None:
         await client.submit(max_tokens=8)
@@ -348,7 +186,7 @@ def test_a_client_that_hangs_up_frees_the_nodes(run_gateway) -> None:
         assert cluster.ends[0].reason == "cancelled"
         await until(lambda: not any(node.specs for node in cluster.world.nodes.values()))
 
-    run_gateway(body)
+    run_gateway(body, client_silence_s=1.0)
 
 
 def test_more_requests_than_allowed_are_refused_at_once(run_gateway) -> None:
@@ -356,7 +194,7 @@ def test_more_requests_than_allowed_are_refused_at_once(run_gateway) -> None:
         cluster.pause.set()
         await client.submit()
         assert (await client.hear())["type"] == "Accepted"
-        await client.submit()
+        await client.submit(label="another")
         refused = await client.hear()
         assert (refused["type"], refused["code"]) == ("Refused", "overloaded")
         assert refused["retry_after_s"] > 0
@@ -396,3 +234,35 @@ def test_addresses_beyond_loopback_need_consent(served_model) -> None:
     with pytest.raises(ValueError) as caught:
         asyncio.run(serve(config, served_model, stop=asyncio.Event(), on_ready=print))
     assert "--allow-unauthenticated" in str(caught.value)
+
+
+def test_what_fails_once_ends_neither_the_gateway_nor_what_comes_with_it(
+    run_gateway, monkeypatch
+) -> None:
+    unsendable = ToCoordinator(PlaceRefused(request_id=bytes(16), attempt=1, code="unavailable",
+                                            message="x" * 70_000))  # fmt: skip
+    num_calls = {"tick": 0, "submit": 0, "from_coordinator": 0}
+
+    def failing(name: str, prefix: list[ToCoordinator]) -> Callable:
+        original = getattr(Ledger, name)
+
+        def call(self, *arguments):
+            num_calls[name] += 1
+            if num_calls[name] == 1 and not prefix:
+                raise RuntimeError(name)
+            return [*prefix, *original(self, *arguments)]
+
+        return call
+
+    monkeypatch.setattr(Ledger, "tick", failing("tick", []))
+    monkeypatch.setattr(Ledger, "from_coordinator", failing("from_coordinator", []))
+    monkeypatch.setattr(Ledger, "submit", failing("submit", [unsendable]))
+
+    async def body(cluster: Cluster, client: Client) -> None:
+        await until(lambda: num_calls["tick"] >= 2 and len(cluster.hellos) >= 2)
+        await client.submit("def f")
+        _, ids, _, done = await client.answer()
+        assert (len(ids), done["reason"]) == (8, "length")
+
+    run_gateway(body)
+    assert min(num_calls.values()) > 0

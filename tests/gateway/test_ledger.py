@@ -124,7 +124,9 @@ def test_an_ending_before_its_tokens_waits_for_them(world) -> None:
     node = world.nodes["d0"]
     world.emit(node, world.ending(1, 2, "stop"))
     assert world.last_ack().ended == (((1).to_bytes(16, "big"), 1),)
+    assert len(world.ledger) == 1
     world.emit(node, world.tokens(1, 0, [10, 11]))
+    assert world.ids() == [10, 11]
     assert world.done().reason == "stop"
 
 

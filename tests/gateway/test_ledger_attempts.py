@@ -53,6 +53,7 @@ def test_a_dead_prefill_node_before_that_starts_another_attempt(world, expected)
     world.submit()
     world.coordinate()
     world.lose("p0")
+    world.deliver()  # the decode node has nothing of it
     assert world.cancels() == {("p0", 1), ("d0", 1)}
     world.add_node("p0")
     world.run(20)
@@ -62,14 +63,12 @@ def test_a_dead_prefill_node_before_that_starts_another_attempt(world, expected)
 
 def test_three_failed_attempts_are_the_end(world) -> None:
     world.submit()
-    for _ in range(3):
+    for attempt in (1, 2, 3):
         world.coordinate()
-        world.lose("d0")
-        world.add_node("d0")
+        world.emit(world.nodes["d0"], world.ending(attempt, 0, "failed", message=f"no {attempt}"))
     done = world.done()
-    assert (done.code, done.reason, done.timeline.num_attempts) == ("node_failed", "failed", 3)
-    assert "3 attempts failed" in done.message
-    assert "d0 is down" in done.message
+    assert (done.code, done.reason, done.timeline.num_attempts) == ("unavailable", "failed", 3)
+    assert done.message == "3 attempts failed: no 1; no 2; no 3"
 
 
 def test_old_news_of_a_node_do_not_touch_its_new_epoch(world, expected) -> None:
@@ -128,6 +127,8 @@ def test_a_dead_prefill_node_is_asked_nothing_once_decode_carries_on(world) -> N
     world.emit(world.nodes["d0"], world.tokens(1, 0, [10]))
     dead = world.lose("p0")  # it never answered its command
     world.to_nodes.clear()
+    world.tick(5)
+    assert dead.ref not in {ref for ref, _ in world.to_nodes}
     world.do(world.ledger.cancel(b"client", (1).to_bytes(16, "big"), world.now))
     world.tick(5)
     assert dead.ref not in {ref for ref, _ in world.to_nodes}
@@ -296,6 +297,19 @@ def test_late_answers_of_the_coordinator_are_dropped(world) -> None:
     assert len(world.ledger) == 1
 
 
+def test_answers_to_an_earlier_question_are_none_to_the_present_one(world) -> None:
+    world.submit()
+    first = world.question()
+    world.coordinate()
+    world.lose("d0")
+    world.add_node("d0")
+    num_sent = len(world.commands(2))
+    world.refuse(first, "context_too_long")
+    world.hear(world.placed(first))
+    assert len(world.ledger) == 1 and len(world.commands(2)) == num_sent == 0
+    assert world.question().attempt == 2
+
+
 @pytest.mark.parametrize("silent", ["p0", "d0"])
 def test_a_node_out_of_reach_costs_the_attempt_and_the_client_reads_why(world, silent) -> None:
     """The coordinator hears the node; nothing that this gateway sends to it arrives."""
@@ -310,11 +324,29 @@ def test_a_node_out_of_reach_costs_the_attempt_and_the_client_reads_why(world, s
             world.deliver()
         assert world.to_coordinator == []
         world.tick(0.2)
+        world.deliver()  # the decode node has nothing of it
     done = world.done()
     assert (done.code, done.timeline.num_attempts) == ("node_failed", 3)
     assert f"node {silent} has not answered at {address} for 10 s" in done.message
     assert "--advertised-host" in done.message
     assert "firewall" in done.message
+
+
+def test_of_two_nodes_out_of_reach_the_decode_node_is_named(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.tick(10.1)
+    assert (world.question().attempt, world.question().avoid) == (2, ("d0",))
+
+
+def test_a_node_that_dies_with_a_cancel_on_its_way_is_hung_up_on_in_the_end(world) -> None:
+    world.submit()
+    world.coordinate()
+    world.do(world.ledger.cancel(b"client", (1).to_bytes(16, "big"), world.now))
+    dead = world.lose("d0")
+    world.closed.clear()
+    world.tick(61)
+    assert [(c.node_id, c.epoch) for c in world.closed] == [("d0", dead.ref.epoch)]
 
 
 def test_nodes_that_answered_may_take_their_time(world) -> None:

@@ -112,3 +112,77 @@ def test_a_held_character_can_complete_a_stop_string_at_the_end() -> None:
     stream = TextStream(decode_bytes, ("\ufffd",), frozenset())
     assert stream.push(0xE2) == ("", None)
     assert stream.flush() == ("", "\ufffd")
+
+
+def stream_of(ids, stops) -> tuple[TextStream, str, str | None]:
+    """A stream after these tokens, with what it has shown; the stop string, if it ended."""
+    stream, shown = TextStream(decode_bytes, stops, frozenset()), ""
+    for token_id in ids:
+        text, stop = stream.push(token_id)
+        shown += text
+        if stop is not None:
+            return stream, shown, stop
+    return stream, shown, None
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["Grüße", "日本", "🙂", "a", "ab", "\n"]), max_size=12).map("".join),
+    st.integers(0, 100),
+    st.integers(0, 200),
+    st.integers(0, 60),
+    st.sampled_from([(), ("ab",), ("aba", "本a", "\n\n")]),
+)
+def test_a_resumed_text_is_the_undisturbed_one(text, num_before, at, lag, stops) -> None:
+    """Wherever it was cut, and however much of its text the client has of that."""
+    ids = [*b"x" * num_before, *text.encode()]
+    at = min(at, len(ids))
+    _, first, stopped = stream_of(ids[:at], stops)
+    has = first[: max(0, len(first) - lag)]
+    resumed = TextStream(decode_bytes, stops, frozenset())
+    rest, stop = resumed.resume(ids[:at], len(has))
+    assert stop == stopped
+    for token_id in () if stop is not None else ids[at:]:
+        piece, stop = resumed.push(token_id)
+        rest += piece
+        if stop is not None:
+            break
+    if stop is None:
+        piece, stop = resumed.flush()
+        rest += piece
+    assert (has + rest, stop) == specification(bytes(ids).decode(), stops)
+
+
+def test_a_long_text_is_resumed_in_blocks() -> None:
+    num_decoded = 0
+
+    def decode(ids) -> str:
+        nonlocal num_decoded
+        num_decoded += len(ids)
+        return decode_bytes(ids)
+
+    text = "Grüße 🙂 " * 1000
+    ids = list(text.encode())
+    stream = TextStream(decode, (), frozenset())
+    rest, _ = stream.resume(ids[:-1], 0)
+    assert rest + stream.push(ids[-1])[0] == text
+    assert num_decoded < 6 * len(ids), "each token is decoded a few times"
+
+
+def test_the_clients_characters_beyond_what_is_known_are_skipped() -> None:
+    stream = TextStream(decode_bytes, ("bc",), frozenset())
+    assert stream.resume(b"ab", 2) == ("", None)
+    assert stream.push(ord("d")) == ("d", None)
+    assert stream.push(ord("b")) == ("", None)
+    assert stream.flush() == ("b", None)
+
+
+def test_what_the_client_got_at_an_end_is_skipped_at_the_end() -> None:
+    stream = TextStream(decode_bytes, ("bc",), frozenset())
+    assert stream.resume(b"ab", 2) == ("", None)
+    assert stream.flush() == ("", None)
+
+
+def test_end_tokens_have_no_text_when_they_are_resumed_either() -> None:
+    stream = TextStream(decode_bytes, (), frozenset({65}))
+    assert stream.resume(b"BA", 0) == ("B", None)

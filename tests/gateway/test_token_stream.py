@@ -32,3 +32,12 @@ def test_the_gap_is_bounded() -> None:
     stream = TokenStream(10**6)
     stream.offer(1, range(2 * MAX_TOKENS_AHEAD))
     assert len(stream.offer(0, [7])) == MAX_TOKENS_AHEAD
+
+
+def test_a_stream_may_start_with_delivered_tokens() -> None:
+    stream = TokenStream(5, [7, 8])
+    assert stream.next_index == 2
+    assert [token.token_id for token in stream.offer(1, [8, 9])] == [9]
+    with pytest.raises(Divergence):
+        stream.offer(0, [6])
+    assert TokenStream(1, [7, 8]).ids == [7]

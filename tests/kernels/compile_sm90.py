@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from kernels.decode_attention import decode_attention
+from kernels.page_digest import page_digests
 from kernels.pages import gather_pages, scatter_pages
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
@@ -94,11 +95,13 @@ def row_calls(dtype: torch.dtype, hidden: int) -> Iterator[Callable[[], object]]
     pool = torch.zeros(4, 2, 2, 2, 16, 128, dtype=dtype)
     page_ids = torch.zeros(2, dtype=torch.int32)
     staging = torch.zeros(2, pool[0].numel(), dtype=dtype)
+    words = torch.zeros(4, 4096, dtype=torch.int32)
     yield lambda: rms_norm(x, x[0], 1e-5)
     yield lambda: rms_norm(x, x[0], 1e-5, x)
     yield lambda: silu_and_mul(x)
     yield lambda: gather_pages(pool, page_ids)
     yield lambda: scatter_pages(staging, pool, page_ids)
+    yield lambda: page_digests(words, page_ids)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

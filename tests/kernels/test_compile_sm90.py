@@ -59,6 +59,11 @@ def test_attention_and_rope(label, tile_bytes, compile_row):
 @pytest.mark.slow
 def test_row_kernels(compile_row):
     kernels = compile_row("bfloat16 4096")
-    assert set(kernels) == {"rms_norm_kernel", "silu_and_mul_kernel", "copy_pages_kernel"}
+    assert set(kernels) == {
+        "rms_norm_kernel",
+        "silu_and_mul_kernel",
+        "copy_pages_kernel",
+        "page_digest_kernel",
+    }
     assert_nothing_spills([kernel for group in kernels.values() for kernel in group])
     assert all(kernel["wide_accesses"] > 0 for group in kernels.values() for kernel in group)

@@ -17,6 +17,7 @@ from kv_transfer.incoming import IncomingTransfers
 from kv_transfer.inproc import InprocPools
 from kv_transfer.outgoing import OutgoingTransfers
 from node.ledger import PageLedger, PageState
+from node.page_pool import PagePool
 from tandem.layout import KVLayout
 from tandem.messages.common import NodeRef, PrefillReport
 from tandem.messages.handoff import ChunkSum, FromWriter
@@ -112,8 +113,10 @@ class Owner:
 
     def __init__(self, num_pages: int = 8, *, incarnation: int = 5, **options: int) -> None:
         self.ledger = PageLedger(num_pages)
+        self.pool = PagePool(self.ledger)
+        self.layout = PAGE_OF_64
         self.machine = IncomingTransfers(
-            self.ledger, PAGE_OF_64, incarnation=incarnation, lease_s=10.0, **options
+            self.pool, PAGE_OF_64, incarnation=incarnation, lease_s=10.0, **options
         )
 
     def hear(self, message: FromWriter, now: float = 0.0, writer: bytes = b"node/p0/1") -> list:
@@ -187,7 +190,9 @@ class World:
 
     def __post_init__(self) -> None:
         self.outgoing = OutgoingTransfers(PAGE_SIZE)
-        self.incoming = IncomingTransfers(self.ledger, LAYOUT, incarnation=7, lease_s=LEASE_S)
+        self.incoming = IncomingTransfers(
+            PagePool(self.ledger), LAYOUT, incarnation=OWNER.incarnation, lease_s=LEASE_S
+        )
 
     def start(
         self, key: kv.TransferKey, num_tokens: int, growth: int, deadline_s: float | None
@@ -201,6 +206,7 @@ class World:
             sequence=len(self.sources),
             deadline_s=deadline_s,
             page_hashes=b"",
+            gateway=b"g",
             now=self.now,
         )
         self.writer_does(actions)

@@ -16,8 +16,11 @@ from kv_transfer.actions import (
     CloseGrant,
     GrantClosed,
     OpenGrant,
+    PagesRead,
     PagesVerified,
     PagesWritten,
+    ReadFailed,
+    ReadPages,
     StopWriting,
     VerifyPages,
     WriteFailed,
@@ -26,6 +29,7 @@ from kv_transfer.actions import (
 from kv_transfer.bulk import BulkThread
 from kv_transfer.inproc import InprocPools
 from kv_transfer.shared_memory import SharedPool
+from tandem.messages.common import NodeRef
 
 PAGE_BYTES = 4096 * 3
 NUM_PAGES = 40
@@ -80,10 +84,21 @@ def join(transport: str, make_node, make_pages, pool: SharedPool, inproc, page_b
     writer = make_node("p0", make_pages(NUM_PAGES, page_bytes))
     if transport == "inproc":
         inproc.register("d0", pages)
-    address = {"inproc": "d0", "zmq": owner.bulk.zmq_address}.get(transport) or pool.serve()
+    addresses = {"inproc": "d0", "zmq": owner.bulk.zmq_address}
+    address = addresses.get(transport) or pool.serve(admits(owner.bulk))
     owner.bulk.admit_writer(writer.identity, transport)
     writer.bulk.open_peer("d0", 1, transport=transport, address=address, num_pages=NUM_PAGES)
     return writer, owner, transport
+
+
+def admits(owner: BulkThread) -> Callable[[bytes, int, int], bool]:
+    """Whoever asks may map the pool; its process is watched."""
+
+    def admit(writer: bytes, pid: int, pidfd: int) -> bool:
+        owner.watch_writer(writer, pid, pidfd)
+        return True
+
+    return admit
 
 
 def verify(owner, write: WritePages, written: PagesWritten) -> PagesVerified:
@@ -110,7 +125,7 @@ def test_pages_arrive_and_verify(pair, make_write: Callable[..., WritePages]) ->
     assert owner.event() == GrantClosed(write.grant_id, transport == "zmq")
 
 
-def test_a_flipped_bit_is_found(pair, make_write: Callable[..., WritePages]) -> None:
+def test_w19_a_flipped_bit_is_found(pair, make_write: Callable[..., WritePages]) -> None:
     writer, owner, _ = pair
     write = make_write("d0", SOURCES, TARGETS)
     owner.bulk.submit(OpenGrant(write.grant_id, writer.identity, TARGETS))
@@ -122,7 +137,7 @@ def test_a_flipped_bit_is_found(pair, make_write: Callable[..., WritePages]) -> 
     assert "checksum of pages 0 to 3" in verified.error
 
 
-def test_right_bytes_of_another_request_do_not_verify(pair, make_write) -> None:
+def test_w19_right_bytes_of_another_request_do_not_verify(pair, make_write) -> None:
     writer, owner, _ = pair
     write = make_write("d0", SOURCES, TARGETS)
     owner.bulk.submit(OpenGrant(write.grant_id, writer.identity, TARGETS))
@@ -133,7 +148,7 @@ def test_right_bytes_of_another_request_do_not_verify(pair, make_write) -> None:
     assert owner.event().error is not None
 
 
-def test_pages_in_exchanged_places_do_not_verify(pair, make_write) -> None:
+def test_w19_pages_in_exchanged_places_do_not_verify(pair, make_write) -> None:
     writer, owner, _ = pair
     write = make_write("d0", SOURCES, TARGETS)
     owner.bulk.submit(OpenGrant(write.grant_id, writer.identity, TARGETS))
@@ -205,15 +220,60 @@ def test_a_restarted_owner_gets_nothing_that_its_predecessor_granted(pair, make_
     assert not owner.pages.any()
 
 
-@pytest.mark.parametrize("transport", ["inproc", "shared_memory"])
-def test_a_page_beyond_the_mapped_pool_is_refused(
-    transport: str, make_node, make_pages, make_write, pool, inproc
-) -> None:
-    writer, _, _ = join(transport, make_node, make_pages, pool, inproc, PAGE_BYTES)
-    writer.bulk.submit(make_write("d0", SOURCES, (*TARGETS[:3], NUM_PAGES)))
+@pytest.mark.parametrize("page", [NUM_PAGES, -1, 2**31, -(2**31)])
+def test_w19_a_page_that_the_pool_has_not_is_refused(pair, make_write, page: int) -> None:
+    """Also the scratch page behind the pool's last: only measuring may write there."""
+    writer, owner, _ = pair
+    writer.bulk.submit(make_write("d0", SOURCES, (*TARGETS[:3], page)))
     failed = writer.event()
     assert isinstance(failed, WriteFailed)
-    assert f"page {NUM_PAGES} of a pool of {NUM_PAGES}" in failed.reason
+    assert f"page {page} of a pool of {NUM_PAGES}" in failed.reason
+    writer.bulk.submit(make_read(SOURCES, (*TARGETS[:3], page)))
+    unread = writer.event()
+    assert isinstance(unread, ReadFailed)
+    assert f"page {page} of a pool of {NUM_PAGES}" in unread.reason
+    assert not owner.pages.any()
+
+
+def make_read(own: tuple[int, ...], theirs: tuple[int, ...], request: int = 1) -> ReadPages:
+    owner = NodeRef(node_id="d0", incarnation=1, epoch=1, control_address="tcp://x")
+    return ReadPages((bytes([request]) * 16, 1), owner, 7, theirs, own)
+
+
+@pytest.mark.parametrize("transport", ["inproc", "shared_memory", "zmq"])
+@pytest.mark.parametrize("page_bytes", [64, PAGE_BYTES, 1_300_000])
+def test_an_owners_pages_are_read(
+    transport: str, page_bytes: int, make_node, make_pages, pool, inproc
+) -> None:
+    writer, owner, _ = join(transport, make_node, make_pages, pool, inproc, page_bytes)
+    own, theirs = tuple(range(1, 35)), tuple(range(35, 1, -1))
+    owner.pages[:] = make_pages(NUM_PAGES + 1, page_bytes)[1:]
+    before = writer.pages[[0, 35]].copy()
+    owner.bulk.submit(OpenGrant(7, writer.identity, (0,), theirs))
+    writer.bulk.submit(make_read(own, theirs))
+    done = writer.event()
+    assert isinstance(done, PagesRead)
+    assert 0 < done.seconds < 10
+    assert np.array_equal(writer.pages[list(own)], owner.pages[list(theirs)])
+    assert np.array_equal(writer.pages[[0, 35]], before)
+
+
+def test_reads_end_with_a_stop_and_with_the_link(pair) -> None:
+    """Each is answered once; what arrives late changes no page."""
+    writer, owner, _ = pair
+    pages = tuple(range(NUM_PAGES))
+    owner.bulk.submit(OpenGrant(7, writer.identity, (), pages))
+    reads = [make_read(pages, pages, request=1 + i % 2) for i in range(40)]
+    for read in reads:
+        writer.bulk.submit(read)
+    writer.bulk.submit(StopWriting(reads[0].key))
+    writer.bulk.close_peer("d0")
+    answers = [writer.event() for _ in reads]
+    assert {type(answer) for answer in answers} <= {PagesRead, ReadFailed}
+    assert isinstance(answers[-1], ReadFailed)
+    for key in {read.key for read in reads}:
+        assert sum(answer.key == key for answer in answers) == 20
+    assert writer.events.empty()
 
 
 def test_an_unknown_transport_says_so(make_node, make_pages) -> None:
@@ -235,7 +295,7 @@ def test_close_leaves_nothing_behind(make_pages, make_write, held) -> None:
 
 def run_a_pair_of_nodes(make_pages, make_write, held):
     """Shared memory and zmq between two nodes, closed with writes under way."""
-    pool = SharedPool.create(NUM_PAGES * PAGE_BYTES)
+    pool = SharedPool.create((NUM_PAGES + 1) * PAGE_BYTES)
     events: queue.Queue[BulkEvent] = queue.Queue()
     owner = BulkThread(
         pool.pages(PAGE_BYTES, NUM_PAGES), identity=b"d0", host="127.0.0.1", post=events.put
@@ -245,7 +305,8 @@ def run_a_pair_of_nodes(make_pages, make_write, held):
     )
     owner.start()
     writer.start()
-    writer.open_peer("d0", 1, transport="shared_memory", address=pool.serve(), num_pages=NUM_PAGES)
+    address = pool.serve(admits(owner))
+    writer.open_peer("d0", 1, transport="shared_memory", address=address, num_pages=NUM_PAGES)
     writer.open_peer("d1", 1, transport="zmq", address=owner.zmq_address, num_pages=NUM_PAGES)
     for owner_id in ("d0", "d1"):
         writer.submit(make_write(owner_id, SOURCES, TARGETS))

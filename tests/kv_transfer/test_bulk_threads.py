@@ -1,5 +1,6 @@
 """The bulk thread among other threads: errors that it dies of, openings that come too late."""
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kv_transfer import bulk as bulk_module
+from kv_transfer import peer_pools
 from kv_transfer.actions import BulkEvent, CloseGrant, GrantClosed, OpenGrant, WriteFailed
 from kv_transfer.bulk import BulkThread
+from kv_transfer.pool_owner import PoolOwner
 from kv_transfer.shared_memory import SharedPool, map_pool
 
 NUM_PAGES, PAGE_BYTES = 4, 4096
@@ -41,7 +43,7 @@ def test_an_error_of_the_thread_is_told_and_close_still_works(
     def fail(*_: object) -> None:
         raise broken
 
-    monkeypatch.setattr(bulk, "_open_grant", fail)
+    monkeypatch.setattr(PoolOwner, "open_grant", fail)
     bulk.start(told.put)
     bulk.submit(CloseGrant(1))
     assert events.get(timeout=10) == GrantClosed(1, False)
@@ -56,13 +58,18 @@ def test_an_error_of_the_thread_is_told_and_close_still_works(
 
 @pytest.fixture
 def pool() -> Iterator[SharedPool]:
-    pool = SharedPool.create(NUM_PAGES * PAGE_BYTES)
+    pool = SharedPool.create((NUM_PAGES + 1) * PAGE_BYTES)
     yield pool
     pool.close()
 
 
+def let_in(writer: bytes, pid: int, pidfd: int) -> bool:
+    os.close(pidfd)
+    return True
+
+
 def open_shared(bulk: BulkThread, pool: SharedPool) -> None:
-    address = pool.serve()
+    address = pool.serve(let_in)
     bulk.open_peer("d0", 1, transport="shared_memory", address=address, num_pages=NUM_PAGES)
 
 
@@ -80,7 +87,7 @@ def opening(
             assert left.wait(10)
             return map_pool(*args)
 
-        monkeypatch.setattr(bulk_module, "map_pool", slow_map)
+        monkeypatch.setattr(peer_pools, "map_pool", slow_map)
         problems: list[str] = []
 
         def open_it() -> None:

@@ -14,6 +14,7 @@ from kv_transfer.inproc import InprocPools
 from kv_transfer.outgoing import OutgoingTransfers
 from kv_transfer.shared_memory import SharedPool
 from node.ledger import PageLedger, PageState
+from node.page_pool import PagePool
 from tandem.codec import Decoder, encode
 from tandem.layout import KVLayout
 from tandem.messages.common import NodeRef, PrefillReport
@@ -34,7 +35,7 @@ class Pair:
         self.writer, self.owner = writer, owner
         self.ledger = PageLedger(NUM_PAGES)
         self.outgoing = OutgoingTransfers(LAYOUT.page_size)
-        self.incoming = IncomingTransfers(self.ledger, LAYOUT, incarnation=3)
+        self.incoming = IncomingTransfers(PagePool(self.ledger), LAYOUT, incarnation=1)
         self.to_owner: Decoder[Any] = Decoder(FromWriter)
         self.to_writer: Decoder[Any] = Decoder(FromOwner)
         self.seen: list[Any] = []
@@ -87,6 +88,7 @@ class Pair:
             sequence=key[0][0],
             deadline_s=None,
             page_hashes=b"",
+            gateway=b"g",
             now=self.now,
         )
         self.writer_does(actions)
@@ -108,14 +110,19 @@ class Pair:
 @pytest.fixture(params=["inproc", "shared_memory", "zmq"])
 def pair(request, make_node, make_pages, inproc: InprocPools) -> Iterator[Pair]:
     transport = request.param
-    pool = SharedPool.create(NUM_PAGES * LAYOUT.page_bytes) if transport != "inproc" else None
+    pool = SharedPool.create((NUM_PAGES + 1) * LAYOUT.page_bytes) if transport != "inproc" else None
     pages = np.zeros((NUM_PAGES, LAYOUT.page_bytes), np.uint8)
     owner = make_node("d0", pages if pool is None else pool.pages(LAYOUT.page_bytes, NUM_PAGES))
     writer = make_node("p0", make_pages(64, LAYOUT.page_bytes))
     if pool is None:
         inproc.register("pool", pages)
+
+    def admit(identity: bytes, pid: int, pidfd: int) -> bool:
+        owner.bulk.watch_writer(identity, pid, pidfd)
+        return True
+
     addresses = {"inproc": "pool", "zmq": owner.bulk.zmq_address}
-    address = addresses.get(transport) or (pool.serve() if pool is not None else "")
+    address = addresses.get(transport) or (pool.serve(admit) if pool is not None else "")
     owner.bulk.admit_writer(writer.identity, transport)
     writer.bulk.open_peer("d0", 1, transport=transport, address=address, num_pages=NUM_PAGES)
     yield Pair(writer, owner)

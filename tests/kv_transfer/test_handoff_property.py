@@ -118,13 +118,9 @@ class HandOff(RuleBasedStateMachine):
     def tick(self, dt: float) -> None:
         self.world.tick(dt)
 
-    @rule(at_writer=st.booleans())
-    def link_flaps(self, at_writer: bool) -> None:
-        world = self.world
-        if at_writer:
-            world.writer_does(world.outgoing.peer_lost("d0", world.now))
-        else:
-            world.owner_does(world.incoming.writer_lost(b"writer/p0/1", world.now))
+    @rule()
+    def link_flaps(self) -> None:
+        self.world.writer_does(self.world.outgoing.peer_lost("d0", self.world.now))
 
     @invariant()
     def ledger_is_sound(self) -> None:

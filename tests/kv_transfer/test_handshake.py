@@ -1,26 +1,19 @@
 """Who may exchange pages, over what; and a whole node's bulk side from hello to copy."""
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import msgspec
-import numpy as np
 import pytest
 
-from kv_transfer.actions import OpenGrant, PagesVerified, PagesWritten, VerifyPages, WritePages
-from kv_transfer.exchange import BulkExchange
-from kv_transfer.handshake import Offer, answer, choose, host_id
-from kv_transfer.shared_memory import SharedPool
-from node.core import FromBulk
-from node.state import NodeIdentity
+from kv_transfer.handshake import OwnerSide, answer, host_id
 from tandem.codec import Decoder, encode
 from tandem.layout import KVLayout
-from tandem.messages.common import ModelIdentity, NodeRef
-from tandem.messages.handoff import ChunkSum, FromWriter, OwnerRefused, OwnerWelcome, WriterHello
-from tandem.sockets import peer_identity
+from tandem.messages.common import ModelIdentity
+from tandem.messages.handoff import (
+    FromWriter,
+    OwnerRefused,
+    OwnerWelcome,
+    TransportOffer,
+    WriterHello,
+)
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=2, head_dim=8, page_size=16, dtype="float32")
 MODEL = ModelIdentity(
@@ -31,7 +24,9 @@ MODEL = ModelIdentity(
     max_model_len=128,
     vocab_size=100,
 )
-SHARED, ZMQ = Offer("shared_memory", "unix:@x"), Offer("zmq", "tcp://127.0.0.1:1")
+SHARED = TransportOffer(transport="shared_memory", address="unix:@x")
+ZMQ = TransportOffer(transport="zmq", address="tcp://127.0.0.1:1")
+KEY = "k" * 40
 
 
 def hello(**changes) -> WriterHello:
@@ -47,35 +42,57 @@ def hello(**changes) -> WriterHello:
     return WriterHello(**(fields | changes))
 
 
-def reply(message: WriterHello, offers=(SHARED, ZMQ)) -> OwnerWelcome | OwnerRefused:
-    return answer(
-        message,
-        node_id="d0",
-        incarnation=5,
-        epoch=6,
-        layout=LAYOUT,
-        model=MODEL,
-        host_id="h",
-        num_pages=9,
-        offers=offers,
-    )
+def reply(
+    message: WriterHello, offers=(SHARED, ZMQ), settled: str | None = None
+) -> OwnerWelcome | OwnerRefused:
+    owner = OwnerSide("d0", 5, LAYOUT, MODEL, "h", 9, tuple(offers))
+    return answer(message, owner, epoch=6, settled=settled)
 
 
-def test_the_writers_first_choice_that_is_offered_wins() -> None:
+def transports(welcome: OwnerWelcome | OwnerRefused) -> list[str]:
+    assert isinstance(welcome, OwnerWelcome)
+    return [offer.transport for offer in welcome.offers]
+
+
+def test_all_that_both_speak_is_offered_in_the_writers_order() -> None:
     welcome = reply(hello())
     assert isinstance(welcome, OwnerWelcome)
-    assert (welcome.transport, welcome.transport_address) == ("shared_memory", "unix:@x")
+    assert welcome.offers == (SHARED, ZMQ)
+    assert welcome.transport is None
     assert (welcome.node_id, welcome.incarnation, welcome.num_pages) == ("d0", 5, 9)
-    zmq_only = reply(hello(transports=("zmq",)))
-    assert isinstance(zmq_only, OwnerWelcome)
-    assert zmq_only.transport == "zmq"
+    assert transports(reply(hello(transports=("zmq",)))) == ["zmq"]
+    assert transports(reply(hello(transports=("zmq", "shared_memory")))) == ["zmq", "shared_memory"]
 
 
 def test_memory_is_not_shared_across_hosts() -> None:
-    welcome = reply(hello(host_id="elsewhere"))
-    assert isinstance(welcome, OwnerWelcome)
-    assert welcome.transport == "zmq"
-    assert choose(("shared_memory",), [SHARED, ZMQ], is_same_host=False) is None
+    assert transports(reply(hello(host_id="elsewhere"))) == ["zmq"]
+    refused = reply(hello(host_id="elsewhere", transports=("shared_memory",)))
+    assert isinstance(refused, OwnerRefused)
+    assert "the writer on another host accepts ['shared_memory']" in refused.reason
+
+
+def test_a_choice_among_the_offers_is_confirmed_and_another_is_refused() -> None:
+    confirmed = reply(hello(chosen="zmq"))
+    assert isinstance(confirmed, OwnerWelcome)
+    assert confirmed.transport == "zmq"
+    refused = reply(hello(chosen="shared_memory", host_id="elsewhere"))
+    assert isinstance(refused, OwnerRefused)
+    assert "chose shared_memory, the owner offers it ['zmq']" in refused.reason
+
+
+def test_what_was_settled_is_the_only_offer_from_then_on() -> None:
+    assert transports(reply(hello(), settled="shared_memory")) == ["shared_memory"]
+    assert isinstance(reply(hello(chosen="zmq"), settled="shared_memory"), OwnerRefused)
+
+
+@pytest.mark.parametrize(("owners", "writers"), [(KEY, None), (None, KEY)])
+def test_zmq_with_a_key_on_one_side_only_is_no_offer(owners, writers) -> None:
+    offers = (SHARED, msgspec.structs.replace(ZMQ, key=owners))
+    assert transports(reply(hello(bulk_key=writers), offers)) == ["shared_memory"]
+    refused = reply(hello(bulk_key=writers, transports=("zmq",)), offers)
+    assert isinstance(refused, OwnerRefused)
+    assert "both with --keys or both without" in refused.reason
+    assert transports(reply(hello(bulk_key=KEY), (msgspec.structs.replace(ZMQ, key=KEY),)))
 
 
 def test_without_a_common_transport_both_lists_are_named() -> None:
@@ -106,7 +123,7 @@ def test_without_a_common_transport_both_lists_are_named() -> None:
         ),
     ],
 )
-def test_what_differs_is_refused_with_both_values(changes, values) -> None:
+def test_w20_what_differs_is_refused_with_both_values(changes, values) -> None:
     refused = reply(hello(**changes))
     assert isinstance(refused, OwnerRefused)
     assert all(value in refused.reason for value in values), refused.reason
@@ -122,119 +139,3 @@ def test_host_id_is_stable_and_fits_the_wire() -> None:
     decoder: Decoder[WriterHello] = Decoder(FromWriter)
     message = hello(host_id=host_id())
     assert decoder.decode(encode(message)) == message
-
-
-NUM_PAGES = 6
-
-
-class Node:
-    """A `BulkExchange` over a pool of its own, and the events it offered."""
-
-    def __init__(
-        self, name: str, transport: str, run_dir: Path, num_refusals: int = 0, failed: Any = None
-    ) -> None:
-        self.name = name
-        self.pool = SharedPool.create((NUM_PAGES + 1) * LAYOUT.page_bytes)
-        self.pages = self.pool.pages(LAYOUT.page_bytes, NUM_PAGES)
-        self.events: queue.Queue[FromBulk] = queue.Queue()
-        self.num_refusals = num_refusals
-        self.exchange = BulkExchange(
-            NodeIdentity(name, 1, MODEL, LAYOUT, ()),
-            self.pool,
-            num_pages=NUM_PAGES,
-            transport=transport,
-            host="127.0.0.1",
-            run_dir=run_dir,
-        )
-        self.exchange.start(self.take, failed)
-
-    def take(self, event: FromBulk) -> bool:
-        if self.num_refusals:
-            self.num_refusals -= 1
-            return False
-        self.events.put(event)
-        return True
-
-
-@pytest.fixture
-def make_exchange(tmp_path: Path) -> Iterator[Callable[..., Node]]:
-    nodes: list[Node] = []
-
-    def make(name: str, transport: str = "auto", **options: Any) -> Node:
-        nodes.append(Node(name, transport, tmp_path, **options))
-        return nodes[-1]
-
-    yield make
-    for node in nodes:
-        node.exchange.close()
-        vars(node).clear()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("transport", ["auto", "zmq", "shared_memory"])
-def test_from_hello_to_verified_pages(make_exchange, transport: str) -> None:
-    writer, owner = make_exchange("p0", transport, num_refusals=3), make_exchange("d0")
-    identity = peer_identity("node", "p0", 1)
-    welcome = owner.exchange.answer(identity, writer.exchange.hello(4))
-    assert isinstance(welcome, OwnerWelcome)
-    assert owner.exchange.is_admitted(identity)
-    assert not owner.exchange.is_admitted(peer_identity("node", "p0", 2))
-    assert welcome.transport == ("zmq" if transport == "zmq" else "shared_memory")
-    assert writer.exchange.open_owner(welcome) is None
-    writer.pages[:] = np.arange(NUM_PAGES, dtype=np.uint8)[:, None] + 1
-    ref = NodeRef(node_id="d0", incarnation=1, epoch=1, control_address="tcp://d0")
-    key = (b"k" * 16, 1)
-    owner.exchange.submit(OpenGrant(3, identity, (5, 0)))
-    writer.exchange.submit(WritePages(key, ref, 3, 0, (1, 2), (5, 0)))
-    sent = writer.events.get(timeout=10)  # the queue was full three times before
-    assert sent.is_write
-    assert isinstance(sent.event, PagesWritten)
-    owner.exchange.submit(VerifyPages(key, 3, (5, 0), (sent.event.chunk,)))
-    assert owner.events.get(timeout=10) == FromBulk(PagesVerified(key, 3, None), False)
-    assert owner.pages[[5, 0], 0].tolist() == [2, 3]
-
-
-def test_a_pool_that_cannot_be_opened_says_why(make_exchange) -> None:
-    writer = make_exchange("p0")
-    welcome = OwnerWelcome(
-        node_id="d0",
-        incarnation=1,
-        epoch=1,
-        num_pages=3,
-        transport="shared_memory",
-        transport_address="unix:@tandem-kv-nobody",
-    )
-    assert "cannot fetch the KV pool" in (writer.exchange.open_owner(welcome) or "")
-    pigeon = msgspec.structs.replace(welcome, transport="pigeon")
-    assert "chose pigeon" in (writer.exchange.open_owner(pigeon) or "")
-
-
-def test_a_device_pool_is_refused_by_name(make_exchange) -> None:
-    owner = make_exchange("d0")
-    device = BulkExchange(
-        NodeIdentity("g0", 1, MODEL, LAYOUT, ()),
-        None,
-        num_pages=3,
-        transport="auto",
-        host="127.0.0.1",
-    )
-    device.start(lambda event: True)
-    refused = owner.exchange.answer(b"g0", device.hello(1))
-    assert isinstance(refused, OwnerRefused)
-    assert "device_memory" in refused.reason
-    assert isinstance(device.answer(b"d0", owner.exchange.hello(1)), OwnerRefused)
-    assert not owner.exchange.is_admitted(b"g0")
-    assert not device.is_admitted(b"d0")
-    device.close()
-
-
-def test_the_death_of_the_bulk_thread_is_told(make_exchange, monkeypatch) -> None:
-    told: queue.Queue[BaseException] = queue.Queue()
-    unhandled: queue.Queue[BaseException | None] = queue.Queue()
-    monkeypatch.setattr(threading, "excepthook", lambda args: unhandled.put(args.exc_value))
-    node = make_exchange("p0", failed=told.put)
-    beyond = (NUM_PAGES + 7,)
-    chunk = ChunkSum(first=0, num_pages=1, checksum=b"c" * 8)
-    node.exchange.submit(VerifyPages((b"k" * 16, 1), 3, beyond, (chunk,)))
-    assert isinstance(told.get(timeout=10), IndexError)
-    assert isinstance(unhandled.get(timeout=10), IndexError)

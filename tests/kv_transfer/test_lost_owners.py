@@ -16,6 +16,7 @@ from kv_transfer.actions import (
     WritePages,
 )
 from kv_transfer.departures import OutgoingPhase
+from kv_transfer.last_words import MAX_LOSSES
 from kv_transfer.outgoing import ANSWER_S, OutgoingTransfers
 from tandem.frames import TokenIds
 from tandem.messages.common import NodeRef, PrefillReport
@@ -27,6 +28,7 @@ from tandem.messages.handoff import (
     DrainedAck,
     Grant,
     Reserve,
+    ReserveDenied,
     ReserveQueued,
     Revoke,
 )
@@ -57,6 +59,7 @@ def start(
         sequence=5,
         deadline_s=None,
         page_hashes=b"h",
+        gateway=b"g",
         now=now,
     )
 
@@ -101,15 +104,16 @@ def committing(transfers: OutgoingTransfers, writing: WritePages) -> Commit:
 def test_an_owner_that_never_answers_is_named_with_its_address(transfers) -> None:
     start(transfers)
     assert of_type(ticked(transfers, 0.0, ANSWER_S), TransferFailed) == []
-    failed, released = transfers.tick(ANSWER_S)
+    failed, released, last_word = transfers.tick(ANSWER_S)
     assert failed == TransferFailed(
         KEY,
         "node_failed",
         "d0 at tcp://d0 does not answer: check --advertised-host and the firewall",
     )
     assert released == SourceReleased(KEY)
+    assert last_word == DRAINED  # it may have granted before it fell silent
     assert (transfers.live(), transfers.num_unacknowledged) == ({}, 0)
-    assert transfers.handle("d0", GRANT, 30.0) == [DRAINED]  # it came very late
+    assert DRAINED in transfers.handle("d0", GRANT, 30.0)  # it came very late
 
 
 def test_a_queued_reserve_waits_as_long_as_the_owner_answers(transfers) -> None:
@@ -133,9 +137,13 @@ def test_a_lost_peer_fails_after_its_copies_returned(transfers, writing) -> None
     assert isinstance(failed, TransferFailed)
     assert failed.code == "node_failed"
     assert stop == StopWriting(KEY)
-    assert transfers.bulk_event(WriteFailed(KEY, 0, "stopped"), 0.4) == [SourceReleased(KEY)]
-    assert transfers.num_unacknowledged == 0
-    assert transfers.handle("d0", REVOKE, 9.0) == [DRAINED]  # it lived after all, and asks
+    actions = transfers.bulk_event(WriteFailed(KEY, 0, "stopped"), 0.4)
+    assert actions == [SourceReleased(KEY), DRAINED]
+    assert transfers.num_unacknowledged == 0  # a drain does not wait for the dead
+    assert DRAINED in transfers.handle("d0", REVOKE, 9.0)  # it lived after all, and asks
+    assert transfers.handle("d0", DrainedAck(**IDS), 9.1) == []
+    assert transfers.num_ignored == 1  # the Revoke
+    assert ticked(transfers, 9.1, 30.0) == []
 
 
 def test_a_peer_that_is_not_lost_is_untouched(transfers, writing) -> None:
@@ -173,25 +181,51 @@ def test_the_loss_of_a_predecessor_is_heard_of_late(transfers) -> None:
     start(transfers, owner=msgspec.structs.replace(OWNER, incarnation=2))
     assert transfers.peer_lost("d0", 0.1, "gone", incarnation=1) == []
     assert transfers.live() == {KEY: OutgoingPhase.RESERVING}
-    failed, released = transfers.peer_lost("d0", 0.1, "gone", incarnation=2)
+    failed, released, _ = transfers.peer_lost("d0", 0.1, "gone", incarnation=2)
     assert (failed.message, released) == ("lost d0: gone", SourceReleased(KEY))
 
 
 def test_a_commit_to_a_lost_owner_ends_once_and_is_not_resent(transfers, committing) -> None:
     assert transfers.num_unacknowledged == 1
     actions = transfers.peer_lost("d0", 0.6, "its lease ran out")
-    assert actions == [TransferFailed(KEY, "node_failed", "lost d0: its lease ran out")]
+    failed = TransferFailed(KEY, "node_failed", "lost d0: its lease ran out")
+    assert actions == [failed, DRAINED]
     assert (transfers.live(), transfers.num_unacknowledged) == ({}, 0)
     assert transfers.peer_lost("d0", 0.7) == []
     assert transfers.handle("d0", CommitAck(**IDS, grant_id=9), 0.8) == []
-    assert ticked(transfers, 0.8, 30.0) == []
+    assert set(map(str, ticked(transfers, 0.8, 30.0))) == {str(DRAINED)}
 
 
-def test_drained_to_a_lost_owner_is_not_resent(transfers, committing) -> None:
+def test_an_owner_that_is_lost_is_told_drained_when_it_is_back(transfers, committing) -> None:
+    """It was frozen. Its Revoke cannot reach a writer that has given the link up."""
     assert transfers.cancel(KEY, 0.6) == [DRAINED]
-    assert transfers.peer_lost("d0", 0.7) == []
+    assert transfers.peer_lost("d0", 0.7) == [DRAINED]
     assert transfers.num_unacknowledged == 0
-    assert ticked(transfers, 0.7, 30.0) == []
+    assert DRAINED in ticked(transfers, 0.8, 15.0)
+    transfers.peer_lost("d0", 15.0)  # dialled in vain
+    assert DRAINED in ticked(transfers, 15.0, 30.0)
+    transfers.handle("d0", DrainedAck(**IDS), 30.0)
+    assert ticked(transfers, 30.0, 60.0) == []
+
+
+def test_an_owner_is_not_dialled_for_ever(transfers, committing) -> None:
+    transfers.cancel(KEY, 0.6)
+    for n in range(MAX_LOSSES + 1):
+        assert DRAINED in [*transfers.peer_lost("d0", 15.0 * n), *ticked(transfers, n, n + 3)]
+    assert transfers.peer_lost("d0", 200.0) == []
+    assert ticked(transfers, 200.0, 230.0) == []
+
+
+def test_what_was_denied_and_what_a_former_process_granted_needs_no_last_word(
+    transfers, writing
+) -> None:
+    start(transfers, key=OTHER, now=0.3)
+    denied = ReserveDenied(request_id=OTHER[0], attempt=1, code="overloaded", message="x")
+    transfers.handle("d0", denied, 0.4)
+    newer = msgspec.structs.replace(OWNER, incarnation=2, epoch=4)
+    start(transfers, key=(b"t" * 16, 1), owner=newer, now=0.5)
+    transfers.bulk_event(WriteFailed(KEY, 0, "stopped"), 0.6)
+    assert DRAINED not in ticked(transfers, 0.6, 5.0)
 
 
 def test_a_cancelled_commit_is_resent_no_more_and_drained_is_until_answered(

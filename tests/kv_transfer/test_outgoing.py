@@ -59,13 +59,20 @@ def start(
         sequence=5,
         deadline_s=deadline_s,
         page_hashes=b"h",
+        gateway=b"g",
         now=0.0,
     )
 
 
-def grant(pages: Sequence[int], *, num_cached: int = 0, grant_id: int = 9) -> Grant:
+def grant(
+    pages: Sequence[int], *, num_cached: int = 0, cached: Sequence[int] = (), grant_id: int = 9
+) -> Grant:
     return Grant(
-        **IDS, grant_id=grant_id, page_indices=TokenIds(pages), num_cached_tokens=num_cached
+        **IDS,
+        grant_id=grant_id,
+        page_indices=TokenIds(pages),
+        num_cached_tokens=num_cached,
+        cached_page_indices=TokenIds(cached),
     )
 
 
@@ -139,7 +146,7 @@ def test_pages_computed_before_the_grant_are_written_with_it(transfers) -> None:
 
 def test_only_the_suffix_that_the_owner_lacks_is_written(transfers) -> None:
     start(transfers)
-    transfers.handle("d0", grant([71, 72], num_cached=4), 0.1)
+    transfers.handle("d0", grant([71, 72], num_cached=4, cached=[70]), 0.1)
     assert transfers.pages_computed(KEY, [5], 0.2) == []
     (write,) = of_type(transfers.finish(KEY, [5, 6, 7], FIRST, 0.3), WritePages)
     assert (write.first, write.source_pages, write.target_pages) == (0, (6, 7), (71, 72))
@@ -147,7 +154,7 @@ def test_only_the_suffix_that_the_owner_lacks_is_written(transfers) -> None:
 
 def test_an_owner_that_has_everything_gets_a_commit_without_chunks(transfers) -> None:
     start(transfers, num_tokens=8)
-    transfers.handle("d0", grant([], num_cached=8), 0.1)
+    transfers.handle("d0", grant([], num_cached=8, cached=[70, 71]), 0.1)
     (commit,) = sent(transfers.finish(KEY, [5, 6], FIRST, 0.2))
     assert commit.chunks == ()
 
@@ -161,6 +168,11 @@ def test_an_owner_that_has_everything_gets_a_commit_without_chunks(transfers) ->
         grant([70, 71], num_cached=3),
         grant([70, 71, 72], num_cached=4),
         grant([], num_cached=400),
+        grant([70, 71], num_cached=4),
+        grant([70, 71], num_cached=4, cached=[71]),
+        grant([70, 71], num_cached=4, cached=[-1]),
+        grant([70, 71], num_cached=8, cached=[72]),
+        grant([], num_cached=12, cached=[70, 71, 72]),
     ],
 )
 def test_an_unsound_grant_fails_and_is_drained(transfers, unsound: Grant) -> None:

@@ -1,10 +1,20 @@
-"""The owner's machine and writers that fall silent: no page without proof, no record for good."""
+"""The owner's machine and writers that fall silent or die: no page without proof."""
 
 from typing import Any
 
 import pytest
 
-from kv_transfer.actions import ArrivalFailed, GrantClosed, IncomingAction, ReplyToWriter
+from kv_transfer.actions import (
+    ArrivalFailed,
+    Arrived,
+    CloseGrant,
+    GrantClosed,
+    IncomingAction,
+    Notice,
+    PagesVerified,
+    ReplyToWriter,
+    WriterGone,
+)
 from kv_transfer.arrivals import ArrivalPhase
 from tandem.frames import Blob
 from tandem.messages.common import PrefillReport
@@ -23,13 +33,30 @@ from tandem.messages.handoff import (
 KEY = (b"r" * 16, 2)
 IDS = {"request_id": KEY[0], "attempt": KEY[1]}
 RESERVE = Reserve(
-    **IDS, num_tokens=10, max_total_tokens=18, sequence=1, deadline_s=None, page_hashes=Blob()
+    **IDS,
+    num_tokens=10,
+    max_total_tokens=18,
+    sequence=1,
+    deadline_s=None,
+    page_hashes=Blob(),
+    gateway=b"g",
+    owner_incarnation=5,
 )
+WRITER = b"node/p0/1"
 LEASE_S = 10.0
 
 
 def replies(actions: list[IncomingAction]) -> list:
     return [action.message for action in actions if isinstance(action, ReplyToWriter)]
+
+
+def kinds(actions: list[IncomingAction]) -> list[type]:
+    """What was asked for, but for lines of the log."""
+    return [
+        type(a.message) if isinstance(a, ReplyToWriter) else type(a)
+        for a in actions
+        if not isinstance(a, Notice)
+    ]
 
 
 def granted(owner: Any) -> Grant:
@@ -102,3 +129,51 @@ def test_a_writer_that_does_not_answer_a_revoke_is_given_up(owner: Any, is_ours:
     assert owner.machine.num_open == 0
     assert len(owner.machine.live()) == (0 if is_ours else 1)
     assert owner.ledger.counts().draining == (0 if is_ours else 3)
+
+
+def test_a_dead_writer_fails_what_was_not_committed_and_its_pages_are_free(owner: Any) -> None:
+    grant = granted(owner)
+    assert kinds(owner.bulk(WriterGone(WRITER), 1.0)) == [ArrivalFailed, CloseGrant]
+    assert owner.ledger.counts().draining == 3  # our own receiver is not yet closed
+    owner.bulk(GrantClosed(grant.grant_id, False))
+    assert (owner.ledger.counts().free, owner.machine.live()) == (8, {})
+    assert kinds(owner.tick(60.0)) == []
+
+
+@pytest.mark.parametrize("is_suspect", [False, True])
+def test_proof_of_death_frees_what_was_draining_or_quarantined(
+    owner: Any, is_suspect: bool
+) -> None:
+    grant = granted(owner)
+    if is_suspect:
+        owner.hear(commit(grant))
+        owner.bulk(PagesVerified(KEY, grant.grant_id, "checksums differ"))
+    else:
+        owner.cancel()
+    owner.bulk(GrantClosed(grant.grant_id, False))
+    counts = owner.ledger.counts()
+    assert (counts.quarantined if is_suspect else counts.draining) == 3
+    owner.bulk(WriterGone(b"node/p1/1"), 1.0)
+    assert owner.ledger.counts().free == 5
+    told = owner.bulk(WriterGone(WRITER), 1.1)
+    assert ["3 pages" in a.text for a in told if isinstance(a, Notice)] == [True]
+    assert (owner.ledger.counts().free, owner.machine.live()) == (8, {})
+    assert kinds(owner.tick(60.0)) == []
+
+
+def test_a_dead_writer_after_commit_is_irrelevant(owner: Any) -> None:
+    grant = granted(owner)
+    owner.hear(commit(grant))
+    assert owner.bulk(WriterGone(WRITER), 1.0) == []
+    assert Arrived in kinds(owner.bulk(PagesVerified(KEY, grant.grant_id, None)))
+
+
+def test_a_dead_writer_whose_commit_does_not_verify_leaves_nothing(owner: Any) -> None:
+    grant = granted(owner)
+    owner.hear(commit(grant))
+    owner.bulk(WriterGone(WRITER), 1.0)
+    actions = owner.bulk(PagesVerified(KEY, grant.grant_id, "checksums differ"))
+    assert kinds(actions) == [CommitAck, ArrivalFailed, CloseGrant]
+    assert owner.ledger.counts().quarantined == 3
+    owner.bulk(GrantClosed(grant.grant_id, False))
+    assert (owner.ledger.counts().free, owner.machine.live()) == (8, {})

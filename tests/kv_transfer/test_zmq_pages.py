@@ -8,12 +8,22 @@ import pytest
 import zmq
 
 from kv_transfer.actions import CloseGrant, GrantClosed, OpenGrant, VerifyPages, WriteFailed
-from kv_transfer.zmq_pages import CHUNK_BYTES, STALL_S, ChunkAnswer, PageChunk, ZmqPool
+from kv_transfer.checksum import read_sum
+from kv_transfer.zmq_frames import (
+    CHUNK_BYTES,
+    ChunkAnswer,
+    PageChunk,
+    PageRead,
+    Probe,
+    ReadAnswer,
+)
+from kv_transfer.zmq_pages import STALL_S, ZmqPool
 from tandem.codec import MAGIC
 from tandem.messages.handoff import ChunkSum
 
 PAGE_BYTES = 1024
 WRITER = b"node/p0/1"
+NEVER_MS = 400
 
 
 @pytest.fixture
@@ -27,7 +37,7 @@ def context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
 def owner(make_node):
     node = make_node("d0", np.zeros((8, PAGE_BYTES), np.uint8))
     node.bulk.admit_writer(WRITER, "zmq")
-    node.bulk.submit(OpenGrant(7, WRITER, (4, 2)))
+    node.bulk.submit(OpenGrant(7, WRITER, (4, 2), (6, 1)))
     return node
 
 
@@ -74,10 +84,13 @@ def test_a_chunk_lands_where_the_grant_says(owner, dial) -> None:
         (7, 0, 3 * PAGE_BYTES),
         (7, 1, PAGE_BYTES),  # across two pages
         (7, 0, 0),
+        (7, 2**31, PAGE_BYTES),
         (7, 2**63 - 1, PAGE_BYTES),
+        (7, 0, PAGE_BYTES + 1),  # a byte too many
+        (7, 2 * PAGE_BYTES - 1, 2),
     ],
 )
-def test_a_chunk_outside_the_grant_is_refused(
+def test_w19_a_chunk_outside_the_grant_is_refused(
     owner, dial, grant_id: int, start: int, num_bytes: int
 ) -> None:
     peer = dial()
@@ -85,13 +98,13 @@ def test_a_chunk_outside_the_grant_is_refused(
     assert owner.pages.max() == 0
 
 
-def test_another_peer_cannot_write_into_the_grant(owner, dial) -> None:
+def test_w19_another_peer_cannot_write_into_the_grant(owner, dial) -> None:
     thief = dial(b"node/p6/6")
     assert "not open for this writer" in (send(thief, 7, 0, b"x" * PAGE_BYTES) or "")
     assert owner.pages.max() == 0
 
 
-def test_a_closed_grant_takes_nothing(owner, dial) -> None:
+def test_w19_a_closed_grant_takes_nothing(owner, dial) -> None:
     peer = dial()
     assert send(peer, 7, 0, b"x" * PAGE_BYTES) is None
     owner.bulk.submit(CloseGrant(7))
@@ -100,7 +113,53 @@ def test_a_closed_grant_takes_nothing(owner, dial) -> None:
     assert owner.pages[2].max() == 0
 
 
-def test_missing_bytes_do_not_verify(owner, dial) -> None:
+def ask(peer: "zmq.Socket[bytes]", request: PageRead) -> tuple[ReadAnswer, bytes | None]:
+    peer.send_multipart([MAGIC, msgspec.msgpack.encode(request)])
+    magic, answer, *payload = peer.recv_multipart()
+    assert magic == MAGIC
+    return msgspec.msgpack.decode(answer, type=ReadAnswer), payload[0] if payload else None
+
+
+def test_pages_of_the_grants_prefix_can_be_read(owner, dial) -> None:
+    owner.pages[6], owner.pages[1] = 66, 11
+    answer, payload = ask(dial(), PageRead(9, 7, (1, 6), 0))
+    assert answer.error is None
+    assert payload == bytes([11]) * PAGE_BYTES + bytes([66]) * PAGE_BYTES
+    part = np.frombuffer(payload, np.uint8)
+    assert answer == ReadAnswer(9, read_sum(7, (1, 6), 0, part), None)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        PageRead(1, 8, (6,), 0),  # no such grant
+        PageRead(1, 7, (4,), 0),  # to be written, not to be read
+        PageRead(1, 7, (6, 0), 0),
+        PageRead(1, 7, (2**31 - 1,), 0),
+        PageRead(1, 7, (6,), 1),
+        PageRead(1, 7, (6,), PAGE_BYTES),
+    ],
+)
+def test_w19_a_read_outside_the_grant_is_refused_and_counted(owner, dial, request_) -> None:
+    owner.pages[:] = 5
+    answer, payload = ask(dial(), request_)
+    assert payload is None
+    assert answer.checksum is None
+    assert answer.error
+    assert owner.bulk.num_refused == 1
+
+
+def test_w19_another_peer_and_a_closed_grant_read_nothing(owner, dial) -> None:
+    answer, payload = ask(dial(b"node/p6/6"), PageRead(1, 7, (6,), 0))
+    assert "not open for this writer" in (answer.error or "")
+    owner.bulk.submit(CloseGrant(7))
+    assert owner.event() == GrantClosed(7, True)
+    answer, payload = ask(dial(), PageRead(1, 7, (6,), 0))
+    assert payload is None
+    assert "not open" in (answer.error or "")
+
+
+def test_w19_missing_bytes_do_not_verify(owner, dial) -> None:
     peer = dial()
     for _ in range(2):  # a repeated chunk counts once
         assert send(peer, 7, 0, b"x" * PAGE_BYTES) is None
@@ -116,13 +175,21 @@ def test_missing_bytes_do_not_verify(owner, dial) -> None:
         [b"GET / HTTP/1.1"],
         [MAGIC, b"\xc1", b"x"],
         [MAGIC, b"\xdd\xff\xff\xff\xff", b"x"],
-        [MAGIC, msgspec.msgpack.encode([7, -1]), b"x"],
-        [MAGIC, msgspec.msgpack.encode([7, 2**63]), b"x"],
+        [MAGIC, msgspec.msgpack.encode(["PageChunk", 7, -1]), b"x"],
+        [MAGIC, msgspec.msgpack.encode(["PageChunk", 7, 2**63]), b"x"],
+        [MAGIC, msgspec.msgpack.encode([7, 0]), b"x"],
+        [MAGIC, msgspec.msgpack.encode(["ChunkAnswer", 7, 0, None])],
         [MAGIC, msgspec.msgpack.encode({"grant_id": 7, "start": 0}), b"x"],
-        [MAGIC, msgspec.msgpack.encode([7, 0])],
-        [MAGIC, msgspec.msgpack.encode([7, 0]), b"x", b"y"],
-        [b"TDM\x63", msgspec.msgpack.encode([7, 0]), b"x"],
-        [MAGIC, b"\x92\x07" + b"\x00" * 90, b"x"],
+        [MAGIC, msgspec.msgpack.encode(PageChunk(7, 0))],
+        [MAGIC, msgspec.msgpack.encode(Probe(0))],
+        [MAGIC, msgspec.msgpack.encode(PageChunk(7, 0)), b"x", b"y"],
+        [b"TDM\x63", msgspec.msgpack.encode(PageChunk(7, 0)), b"x"],
+        [MAGIC, msgspec.msgpack.encode(PageChunk(7, 0)) + b"\x00" * 2048, b"x"],
+        [MAGIC, msgspec.msgpack.encode(PageRead(0, 7, (1,), 0)), b"x"],
+        [MAGIC, msgspec.msgpack.encode(["PageRead", 0, 7, [], 0])],
+        [MAGIC, msgspec.msgpack.encode(["PageRead", 0, 7, [2**31], 0])],
+        [MAGIC, msgspec.msgpack.encode(["PageRead", 0, 7, [-1], 0])],
+        [MAGIC, msgspec.msgpack.encode(["PageRead", 0, 7, [1] * 129, 0])],
     ],
 )
 def test_malformed_frames_are_counted_and_dropped(owner, dial, frames: list[bytes]) -> None:
@@ -134,12 +201,14 @@ def test_malformed_frames_are_counted_and_dropped(owner, dial, frames: list[byte
 
 def test_a_frame_over_the_limit_never_reaches_us(owner, dial) -> None:
     peer = dial()
-    peer.send_multipart([MAGIC, msgspec.msgpack.encode([7, 0]), bytes(3 << 20)])
+    peer.send_multipart([MAGIC, msgspec.msgpack.encode(PageChunk(7, 0)), bytes(3 << 20)])
     other = dial(b"node/p9/1")
     owner.bulk.admit_writer(b"node/p9/1", "zmq")
     owner.bulk.submit(OpenGrant(9, b"node/p9/1", (1,)))
     assert send(other, 9, 0, b"y" * PAGE_BYTES) is None
     assert owner.pages[[4, 2]].max() == 0
+    assert not peer.poll(NEVER_MS)
+    assert owner.bulk.num_refused == 0
 
 
 def test_a_silent_owner_fails_the_write_after_a_while(context, make_write) -> None:
@@ -147,7 +216,7 @@ def test_a_silent_owner_fails_the_write_after_a_while(context, make_write) -> No
     port = silent.bind_to_random_port("tcp://127.0.0.1")
     source = np.zeros((4, PAGE_BYTES), np.uint8)
     pool = ZmqPool(context, source, identity=WRITER, address=f"tcp://127.0.0.1:{port}")
-    pool.write(make_write("d0", (0, 1), (4, 2)), 100.0)
+    pool.submit(make_write("d0", (0, 1), (4, 2)), 100.0)
     assert pool.advance(100.0 + STALL_S) == []
     (failed,) = pool.advance(100.1 + STALL_S)
     assert isinstance(failed, WriteFailed)
@@ -163,7 +232,7 @@ def test_credit_bounds_what_is_on_its_way(context, make_write) -> None:
     port = silent.bind_to_random_port("tcp://127.0.0.1")
     source = np.zeros((64, CHUNK_BYTES), np.uint8)
     pool = ZmqPool(context, source, identity=WRITER, address=f"tcp://127.0.0.1:{port}")
-    pool.write(make_write("d0", tuple(range(64)), tuple(range(64))), 0.0)
+    pool.submit(make_write("d0", tuple(range(64)), tuple(range(64))), 0.0)
     num_received = 0
     for _ in range(500):
         pool.advance(0.0)

@@ -4,7 +4,7 @@ import random
 
 from node.emitter import MAX_MESSAGE_COST, RESEND_AFTER_S, Emitter
 from tandem.codec import MAX_CONTROL_BYTES, encode
-from tandem.messages.common import TokenLogprobs
+from tandem.messages.common import PrefillReport, TokenLogprobs
 from tandem.messages.serving import Emission, EmissionAck, Ending, TokensTaken
 
 PEER = b"gateway/g/1"
@@ -110,6 +110,23 @@ def test_a_lost_message_is_resent_while_the_stream_goes_on() -> None:
                 emitter.acknowledge(PEER, sink.take(emission), now)
     assert set(range(90)) <= set(sink.tokens[key(1)])
     assert emitter.num_resent >= 1
+
+
+def test_the_report_of_prefill_comes_again_with_its_token_until_that_is_taken() -> None:
+    emitter, sink = Emitter("n", 1), Sink()
+    report = PrefillReport(
+        node_id="n", started_after_s=0.1, first_token_after_s=0.2, num_cached_tokens=32
+    )
+    emitter.prefilled(PEER, key(1), 0, report)
+    emitter.token(PEER, key(1), 0, 7, None)
+    ((_, lost),) = emitter.flush(1, now=0.0)
+    ((_, again),) = emitter.flush(1, now=RESEND_AFTER_S * 1.1)
+    assert lost.prefills == again.prefills == ((*key(1), report),)
+    emitter.acknowledge(PEER, sink.take(again), now=1.0)
+    emitter.token(PEER, key(1), 1, 8, None)
+    for now in (2.0, 20.0):
+        ((_, later),) = emitter.flush(1, now)
+        assert later.deltas[0].start == 1 and later.prefills == ()
 
 
 def test_an_ending_is_not_lost_to_an_acknowledgement_that_crossed_it() -> None:

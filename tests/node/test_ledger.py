@@ -19,6 +19,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.active: list[tuple[list[int], int]] = []
         self.granted: list[list[int]] = []
         self.draining: list[list[int]] = []
+        self.read: list[list[int]] = []  # by remote readers whose requests have ended
 
     @rule(num_pages=st.integers(1, 8), num_promised=st.integers(0, 4))
     def begin(self, num_pages: int, num_promised: int) -> None:
@@ -67,6 +68,21 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.move(pages, PageState.DRAINING)
             self.draining.append(pages)
 
+    @precondition(lambda self: self.active)
+    @rule(data=st.data())
+    def match_and_withdraw(self, data: st.DataObject) -> None:
+        """A grant that matched pages of another request, and was taken back."""
+        pages, _ = data.draw(st.sampled_from(self.active))
+        self.ledger.hold(pages)
+        self.ledger.drain(pages)
+        self.read.append(pages)
+
+    @precondition(lambda self: self.read)
+    @rule(keep=st.booleans())
+    def prove_read(self, keep: bool) -> None:
+        pages = self.read.pop()
+        self.ledger.release(pages, cache=frozenset(pages) if keep else frozenset())
+
     @precondition(lambda self: self.draining)
     @rule()
     def prove_drained(self) -> None:
@@ -77,6 +93,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.check()
         counts = self.ledger.counts()
         assert counts.draining == sum(map(len, self.draining))
+        held = {page for pages, _ in self.active for page in pages}
+        held |= {page for pages in self.read for page in pages}
+        assert all(self.ledger.state(page) is PageState.ACTIVE for page in held)
         assert counts.granted == sum(map(len, self.granted))
         assert self.ledger.num_promised == sum(n for _, n in self.active)
 
@@ -115,3 +134,30 @@ def test_illegal_transitions_and_double_release_are_caught() -> None:
         ledger.release(pages)
     with pytest.raises(AssertionError, match="held by nobody"):
         PageLedger(1).release([0])
+
+
+def test_matched_pages_drain_only_where_nobody_else_holds_them() -> None:
+    ledger = PageLedger(2)
+    shared, alone = ledger.take(2, PageState.ACTIVE)
+    ledger.hold([shared])
+    ledger.drain([shared, alone])
+    assert ledger.state(shared) is PageState.ACTIVE
+    assert ledger.state(alone) is PageState.DRAINING
+    ledger.hold([alone])  # another request matched it meanwhile
+    ledger.drain([alone])
+    ledger.release([alone], cache=frozenset([alone]))
+    assert ledger.state(alone) is PageState.DRAINING
+    ledger.release([alone], cache=frozenset([alone]))
+    assert ledger.state(alone) is PageState.CACHED
+
+
+def test_held_pages_are_never_evicted() -> None:
+    ledger = PageLedger(4)
+    pages = ledger.take(4, PageState.ACTIVE)
+    ledger.release(pages, cache=frozenset(pages))
+    ledger.hold(pages[:3])
+    assert ledger.num_available == 1
+    assert ledger.take(1, PageState.GRANTED) == pages[3:]
+    assert ledger.take_evicted() == pages[3:]
+    with pytest.raises(AssertionError):
+        ledger.take(1, PageState.GRANTED)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from node.core import GatewaySilent
+from node.core import Admitted, GatewaySilent
 from tandem.frames import TokenIds
 from tandem.messages.common import SlaTargets
 from tandem.messages.serving import Decode, Prefill, RequestSpec
@@ -34,6 +34,34 @@ def test_a_silent_gateway_leaves_nothing_behind(pair: SimpleNamespace) -> None:
         world.assert_no_leak()
 
 
+def test_tokens_are_kept_for_a_silent_gateway_and_not_for_a_dead_one(pair: SimpleNamespace) -> None:
+    world = pair.World()
+    world.submit(1, 40, 10, local=True)
+    world.run_until(lambda: world.tokens)
+    world.at_gateway = lambda name, message: None  # nothing is acknowledged any more
+    world.run_until(lambda: not world.d.core.load(0).num_decode_running)
+    for is_dead in (False, True):
+        assert not world.d.core.is_idle
+        world.tell("d", GatewaySilent(GATEWAY, is_dead))
+    assert world.d.core.is_idle
+
+
+def test_nothing_is_emitted_before_admission(pair: SimpleNamespace) -> None:
+    """An emission without an epoch could not be fenced."""
+    world = pair.World()
+    for node in (world.p, world.d):
+        node.state.epoch = 0
+    request_id = world.submit(1, 40, 10)
+    for _ in range(40):
+        world.turn()
+    assert not world.tokens
+    assert world.d.state.emitter.num_unacknowledged
+    for name in ("p", "d"):
+        world.tell(name, Admitted(7))
+    world.run()
+    assert pair.stream(world, request_id) == list(pair.expected(1, 40, 10))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -41,6 +69,7 @@ def test_a_silent_gateway_leaves_nothing_behind(pair: SimpleNamespace) -> None:
         {"output_ids": TokenIds([-1])},
         {"params": SamplingParams(max_tokens=4, min_p=-1.0)},
         {"params": SamplingParams(max_tokens=100_000)},
+        {"params": SamplingParams(max_tokens=4096 - 19)},
         {"params": SamplingParams(max_tokens=None)},
         {"prompt_ids": TokenIds()},
     ],
@@ -55,6 +84,7 @@ def test_commands_that_cannot_run_are_refused_not_asserted(
         world.unanswered[key] = msgspec.structs.replace(message, spec=spec)
     world.run()
     assert {r.command for r in world.refusals} == {"prefill", "decode"}
+    assert {r.code for r in world.refusals} == {"invalid_request"}
     world.assert_no_leak()
 
 

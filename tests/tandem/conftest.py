@@ -77,6 +77,7 @@ class ScriptedGateway(ScriptedServer):
     def __init__(self) -> None:
         self.is_ready = True
         self.is_mute = False
+        self.num_to_drop = 0  # of the next requests
         self.num_in_flight = 0
         self.most_in_flight = 0
         self._num_requests = 0
@@ -97,6 +98,10 @@ class ScriptedGateway(ScriptedServer):
                 self.answer(peer, message)
 
     def answer(self, peer: bytes, submit: Submit) -> None:
+        if self.num_to_drop:
+            self.num_to_drop -= 1
+            self.server.send(peer, Malformed(message="too fast", is_rate_limited=True))
+            return
         words = self.prompt_of(submit).split()
         if words[0] == "mute":
             return
@@ -172,31 +177,38 @@ def gateway() -> Iterator[ScriptedGateway]:
     server.stop()
 
 
-class ScriptedCoordinator(ScriptedServer):
-    """Answers every question with the same status."""
+class AnsweringServer(ScriptedServer):
+    """Answers every message by a function."""
 
-    union = StatusQuery
-
-    def __init__(self, status: ClusterStatus) -> None:
-        self._status = status
+    def __init__(self, union: Any, answer: Callable[[Any], Any]) -> None:
+        self.union = union
+        self._answer = answer
         super().__init__()
 
     def handle(self, peer: bytes, message: Any) -> None:
-        self.server.send(peer, self._status)
+        self.server.send(peer, self._answer(message))
 
 
 @pytest.fixture
-def coordinator_of() -> Iterator[Callable[[ClusterStatus], str]]:
-    """Starts a coordinator with a given state; returns its address."""
-    started: list[ScriptedCoordinator] = []
+def server_of() -> Iterator[Callable[[Any, Callable[[Any], Any]], str]]:
+    """Starts a server for a union of messages and a function that answers; returns its address."""
+    started: list[AnsweringServer] = []
 
-    def start(status: ClusterStatus) -> str:
-        started.append(ScriptedCoordinator(status))
+    def start(union: Any, answer: Callable[[Any], Any]) -> str:
+        started.append(AnsweringServer(union, answer))
         return started[-1].address
 
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def coordinator_of(
+    server_of: Callable[[Any, Callable[[Any], Any]], str],
+) -> Callable[[ClusterStatus], str]:
+    """Starts a coordinator with a given state; returns its address."""
+    return lambda status: server_of(StatusQuery, lambda message: status)
 
 
 FAKE_PROCESS = """

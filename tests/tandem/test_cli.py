@@ -192,7 +192,7 @@ def test_a_timeline_shows_only_the_stages_that_happened() -> None:
     assert last == "10 + 1 tokens, 4 of them cached, TTFT 100.0 ms, total 100.0 ms, 2 attempts"
 
 
-@pytest.mark.parametrize("command", [[], ["up"], ["generate"], ["status"]])
+@pytest.mark.parametrize("command", [[], ["up"], ["generate"], ["status"], ["drain"]])
 def test_help_and_version(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
@@ -208,6 +208,7 @@ def test_help_and_version(command: list[str], capsys: pytest.CaptureFixture[str]
         (["status", "--nonsense"], "unknown arguments: --nonsense"),
         (["generate"], "PROMPT"),
         (["up"], "--model"),
+        (["drain"], "NAME"),
         (["fly"], "invalid choice"),
     ],
 )
@@ -273,6 +274,22 @@ def test_up_shows_phases_and_drains_on_ctrl_c(up: Callable[..., subprocess.Popen
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=10)
     assert process.returncode == 0 and "Draining" in rest and "Stopped" in rest
+
+
+def test_up_goes_on_while_one_gateway_is_left(
+    up: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = up("--num-gateways", "2")
+    text = read_until(process, "Ctrl-C drains")
+    assert text.count("tandem generate --gateway tcp://127.0.0.1:") == 2
+    pids = {
+        line.split()[0]: int(line.split()[-1]) for line in text.splitlines() if " | pid " in line
+    }
+    os.kill(pids["gateway-1"], signal.SIGINT)
+    assert "gateway-1 has left" in read_until(process, "has left")
+    os.kill(pids["gateway"], signal.SIGKILL)
+    rest, _ = process.communicate(timeout=10)
+    assert process.returncode == 1 and "nothing is left to serve requests" in rest
 
 
 def test_up_ends_with_the_log_of_an_early_death(up: Callable[..., subprocess.Popen[str]]) -> None:

@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +22,16 @@ from tandem import (
     InvalidRequestError,
     NodeFailedError,
     OverloadedError,
+    RateLimitedError,
     SamplingParams,
     TandemError,
     UnavailableError,
     UnknownSlaClassError,
+    gateway_link,
+    live_streams,
 )
 from tandem.errors import ERROR_TYPES, error_from_code
-from tandem.messages.client import CancelRequest, Malformed, Submit
+from tandem.messages.client import CancelRequest, Malformed, Resume, Submit
 from tandem.messages.common import ErrorCode
 
 
@@ -151,10 +157,14 @@ def test_a_failed_request_raises_after_what_came_before(gateway: Any) -> None:
             _ = stream.result
 
 
-def test_a_jump_in_the_stream_is_an_error_and_cancels(gateway: Any) -> None:
+def test_a_jump_that_no_resumption_mends_is_an_error_and_cancels(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_streams, "MAX_FRUITLESS", 2)
     with Client(gateway.address) as client:
-        with pytest.raises(InternalError, match="jumped from token 2 to 5"):
+        with pytest.raises(InternalError, match="does not go on after token 2"):
             client.submit("jump").finish()
+        assert [m.next_index for m in received(gateway, Resume)] == [2, 2]
         assert eventually(lambda: len(received(gateway, CancelRequest)) == 1)
 
 
@@ -231,12 +241,12 @@ def test_no_gateway_is_said_soon_and_clearly() -> None:
         ) as caught:
             client.submit("count 1")
         assert "tandem up" in str(caught.value)
-    with Client("nonsense") as client, pytest.raises(ValueError, match="use tcp://host:port"):
-        client.ping()
+    with pytest.raises(ValueError, match="use tcp://host:port"):
+        Client("nonsense")
 
 
-def test_a_gateway_that_goes_away_ends_streams_at_once(gateway: Any) -> None:
-    with Client(gateway.address, connect_timeout_s=0.3) as client:
+def test_a_gateway_that_goes_away_for_good_ends_streams(gateway: Any) -> None:
+    with Client(gateway.address, connect_timeout_s=0.3, silence_s=1.0) as client:
         stream = client.submit("hang")
         texts = stream.text()
         assert [next(texts), next(texts)] == ["0 ", "1 "]
@@ -279,6 +289,39 @@ def test_an_unreadable_message_fails_what_waits(gateway: Any) -> None:
     asyncio.run(run())
 
 
+def test_a_request_that_the_gateway_dropped_is_sent_again(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_link, "RESEND_S", 0.25)
+    gateway.num_to_drop = 3
+    with Client(gateway.address) as client:
+        results = client.generate(["count 1"] * 5, progress=False)
+    assert [result.text for result in results] == ["0 "] * 5
+    labels = [submit.label for submit in received(gateway, Submit)]
+    assert len(set(labels)) == 5 and len(labels) == 8
+
+
+@pytest.mark.parametrize(
+    ("num_to_drop", "kind", "words"),
+    [(0, UnavailableError, "did not answer"), (99, RateLimitedError, "too fast")],
+)
+def test_a_request_that_is_never_answered_is_given_up(
+    gateway: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    num_to_drop: int,
+    kind: type[TandemError],
+    words: str,
+) -> None:
+    monkeypatch.setattr(gateway_link, "RESEND_S", 0.25)
+    gateway.num_to_drop = num_to_drop
+    with Client(gateway.address, silence_s=0.5) as client:
+        with pytest.raises(kind, match=words):
+            client.submit("mute")
+        gateway.num_to_drop = 0
+        assert client.submit("count 1").finish().text == "0 "
+    assert len(received(gateway, Submit)) > 2
+
+
 def test_ping_and_waiting_until_ready(gateway: Any) -> None:
     with Client(gateway.address) as client:
         gateway.is_ready = False
@@ -287,6 +330,29 @@ def test_ping_and_waiting_until_ready(gateway: Any) -> None:
             client.wait_until_ready(0.1)
         gateway.is_ready = True
         assert client.wait_until_ready(1).model == "m"
+
+
+def test_waiting_for_a_gateway_that_is_not_up_yet_lasts_as_long_as_asked(
+    fake_processes: Path, free_port: Callable[[], int]
+) -> None:
+    """The gateway comes after the client has been silent for longer than `silence_s`."""
+    port = free_port()
+    with Client(f"tcp://127.0.0.1:{port}", silence_s=1.0, connect_timeout_s=0.2) as client:
+        started = time.monotonic()
+        with pytest.raises(GatewayUnreachableError, match=r"no gateway answers .* within 2\.5 s"):
+            client.wait_until_ready(2.5)
+        assert time.monotonic() - started >= 2.4
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "--port", str(port)],
+            cwd=fake_processes,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(fake_processes), os.getcwd()])},
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            assert client.wait_until_ready(15).model == "m"
+        finally:
+            process.kill()
+            process.wait(10)
 
 
 def test_closing_leaves_no_thread_and_no_descriptor(gateway: Any) -> None:

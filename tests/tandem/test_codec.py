@@ -120,6 +120,9 @@ def test_a_sender_learns_what_is_too_long() -> None:
         encode(long)
     with pytest.raises(ValueError, match="binary field over 4 MiB"):
         encode(Submit(label="", prompt=Blob(bytes(MAX_BINARY_BYTES + 1))))
+    most = Blob(bytes(MAX_BINARY_BYTES))
+    with pytest.raises(ValueError, match="over 8 MiB in all"):
+        encode(Submit(label="", prompt=most, prompt_ids=TokenIds([0] * (MAX_BINARY_BYTES // 4))))
     frames = encode(Submit(label="", prompt=Blob(bytes(MAX_BINARY_BYTES))))
     assert Decoder[Any](ToGateway).decode(frames).prompt is not None
 
@@ -138,6 +141,7 @@ def test_a_sender_learns_what_is_too_long() -> None:
         ([MAGIC, bytes(MAX_CONTROL_BYTES + 1)], "control frame of 65537 bytes"),
         ([MAGIC, b"\x80", bytes(MAX_BINARY_BYTES + 1)], "binary frame over 4 MiB"),
         ([MAGIC, b""], "not a message"),
+        ([MAGIC, b"", bytes(MAX_BINARY_BYTES), bytes(MAX_BINARY_BYTES)], "over 8 MiB in all"),
     ],
 )
 def test_frames_that_are_no_message(frames: list[bytes], words: str) -> None:
@@ -207,6 +211,37 @@ def test_values_out_of_bounds_are_named(fields: dict[str, object], words: str) -
     assert words in reject(MAGIC, pack(**fields))
 
 
+@pytest.mark.parametrize(
+    "control",
+    [
+        b"\x83\xa4type\xaaClientPing\xa5label\xa1x\xa5label\xa1x",
+        b"\x83\xa4type\xa6Submit\xa5label\xa1x\xa6params\x82\xa5top_k\x01\xa5top_k\x02",
+        b"\x83\xa4type\xa6Submit\xa5label\xa1x\xa6params\x81\xaalogit_bias\x82\x05\x01\x05\x02",
+        b"\x83\xa4type\xa6Submit\xa5label\xa1x\xa6params\x81\xaalogit_bias\x82\x05\x01\xcc\x05\x02",
+    ],
+    ids=["field", "nested", "key", "key-otherwise"],
+)
+def test_no_key_comes_twice(control: bytes) -> None:
+    assert "a map names a key twice" in reject(MAGIC, control)
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1])
+@pytest.mark.parametrize("field", ["max_tokens", "top_k", "min_tokens", "logprobs"])
+def test_whole_numbers_have_64_bits(field: str, number: int) -> None:
+    assert field in reject(MAGIC, pack(type="Submit", label="x", params={field: number}))
+    seed = pack(type="Submit", label="x", params={"seed": number})
+    assert Decoder[Any](ToGateway).decode([MAGIC, seed]).params.seed == number
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite_on_every_link(number: float) -> None:
+    logprobs = (TokenLogprobs(logprob=number),)
+    alternatives = (TokenLogprobs(logprob=-1.0, top=((1, number),)),)
+    for bad in (logprobs, alternatives):
+        with pytest.raises(ProtocolError, match="logprobs"):
+            Decoder[Any](ToClient).decode(encode(msgspec.structs.replace(OUTPUT, logprobs=bad)))
+
+
 @pytest.mark.parametrize("sequence", [2**63, 2**64 - 1, -1])
 def test_counters_are_bounded(sequence: int) -> None:
     control = pack(type="Goodbye", node_id="n", incarnation=1, epoch=sequence)
@@ -219,8 +254,8 @@ def test_counters_are_bounded(sequence: int) -> None:
         (0, [], "names frame 0 of 0"),
         (1, [b""], "names frame 1 of 1"),
         (-1, [b""], "names frame -1"),
-        ("0", [b""], "names frame '0'"),
-        ([1, 2], [b""], "names frame [1, 2]"),
+        ("0", [b""], "names a frame by a str"),
+        ([1, 2], [b""], "names a frame by a list"),
         (0, [b"123"], "3 bytes, not a multiple of 4"),
         (0, [b"", b""], "2 binary frames, 1 named"),
         (None, [b""], "1 binary frames, 0 named"),

@@ -13,7 +13,8 @@ import pytest
 
 from tandem import child_process
 from tandem.child_process import child_environment
-from tandem.launch import FREE_PORTS, ClusterError, LocalCluster, plan_processes
+from tandem.launch import FREE_PORTS, ClusterError, LocalCluster
+from tandem.launch_plan import ClusterPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,6 +113,43 @@ def test_a_death_while_serving_is_seen(cluster: Callable[..., LocalCluster]) -> 
         assert running.processes["prefill-0"].exit_status is None
 
 
+def test_a_process_is_restarted_after_its_drain_or_its_death(
+    cluster: Callable[..., LocalCluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_EVENTS", str(tmp_path / "events"))
+    with cluster(num_gateways=2) as running:
+        first = running.processes["decode-0"]
+        running.restart("decode-0")
+        assert first.exit_status == 0
+        assert (tmp_path / "events").read_text().split() == ["decode-0"]
+        running.kill("gateway-1")
+        assert running.dead() == ["gateway-1"]
+        assert running.processes["gateway"].exit_status is None
+        running.restart("gateway-1")
+        assert running.dead() == []
+        assert running.processes["gateway-1"].address == running.gateway_addresses[1]
+        assert str(first.pid) not in running.logs("decode-0")
+    assert (running.run_dir / "decode-0.2.log").exists()
+
+
+def test_a_restart_fails_where_the_drain_does(cluster: Callable[..., LocalCluster]) -> None:
+    running = cluster(coordinator_args=["--fake", "stubborn"], drain_s=0.3)
+    running.start()
+    with pytest.raises(ClusterError, match=r"coordinator did not end within 0\.3 s"):
+        running.restart("coordinator")
+    running.stop()
+
+
+def test_an_extra_node_joins(cluster: Callable[..., LocalCluster]) -> None:
+    with cluster() as running:
+        assert running.start_extra("decode") == "decode-1"
+        assert running.start_extra("decode") == "decode-2"
+        assert "--name decode-2" in " ".join(running.plans["decode-2"].flags)
+        with pytest.raises(ValueError, match="none of prefill, decode"):
+            running.start_extra("gateway")
+    assert {p.exit_status for p in running.processes.values()} == {0}
+
+
 def test_no_orphan_survives_a_killed_launcher(fake_processes: Path, tmp_path: Path) -> None:
     program = f"""
 import os, signal
@@ -158,21 +196,31 @@ def test_ports_are_free_or_refused(cluster: Callable[..., LocalCluster]) -> None
         cluster(num_prefill=0)
 
 
+def make_plan(**changes: object) -> ClusterPlan:
+    usual = {"model": "m", "run_dir": Path("/run/x"), "coordinator_port": 7300}
+    return ClusterPlan(**{**usual, "gateway_ports": [7301], **changes})  # type: ignore[arg-type]
+
+
 def test_flags_of_each_process() -> None:
-    plans = {
-        plan.name: plan
-        for plan in plan_processes(
-            model="m", ports=(7300, 7301), num_prefill=2, num_decode=3, run_dir=Path("/run/x"),
-            node_args=["--dtype", "float64"], gateway_args=["--a"], coordinator_args=["--b"],
-        )
-    }  # fmt: skip
+    plan = make_plan(
+        gateway_ports=[7301, 7302], num_prefill=2, num_decode=3,
+        node_args=["--dtype", "float64"], gateway_args=["--a"], coordinator_args=["--b"],
+    )  # fmt: skip
+    plans = {process.name: process for process in plan.processes()}
+    assert list(plans) == [
+        *("prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2"),
+        *("gateway", "gateway-1", "coordinator"),
+    ]
     assert plans["prefill-1"].module == "prefill_node"
     assert plans["decode-2"].module == "decode_node"
     assert " ".join(plans["decode-2"].flags) == (
         "--name decode-2 --host 127.0.0.1 --port 0 --model m --coordinator tcp://127.0.0.1:7300 "
         "--run-dir /run/x --memory-share 0.160 --dtype float64"
     )
-    assert plans["gateway"].flags[-1] == "--a" and "7301" in plans["gateway"].flags
+    assert " ".join(plans["gateway-1"].flags) == (
+        "--name gateway-1 --host 127.0.0.1 --port 7302 --model m "
+        "--coordinator tcp://127.0.0.1:7300 --a"
+    )
     assert plans["coordinator"].flags == ("--host", "127.0.0.1", "--port", "7300", "--b")
 
 
@@ -180,11 +228,8 @@ def test_flags_of_each_process() -> None:
     ("num_nodes", "node_args"), [(2, []), (4, ["--num-pages=7"]), (6, ["--memory-share", "0.1"])]
 )
 def test_the_pool_is_left_to_nodes_that_know_its_size(num_nodes: int, node_args: list[str]) -> None:
-    plans = plan_processes(
-        model="m", ports=(1, 2), num_prefill=num_nodes // 2, num_decode=num_nodes // 2,
-        run_dir=Path("/x"), node_args=node_args, gateway_args=[], coordinator_args=[],
-    )  # fmt: skip
-    shares = [flag for flag in plans[0].flags if flag.startswith("--memory-share")]
+    plan = make_plan(num_prefill=num_nodes // 2, num_decode=num_nodes // 2, node_args=node_args)
+    shares = [f for f in plan.processes()[0].flags if f.startswith("--memory-share")]
     assert shares == [flag for flag in node_args if flag.startswith("--memory-share")]
 
 

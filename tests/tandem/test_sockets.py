@@ -12,7 +12,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from tandem.codec import MAGIC, MAX_BINARY_BYTES, ProtocolError, encode
+from tandem.codec import MAGIC, ProtocolError, encode
+from tandem.connection import MAX_FRAME_BYTES
 from tandem.messages.client import ClientPing, ClientPong, ToClient, ToGateway
 from tandem.sockets import Link, Server, peer_identity, require_loopback
 
@@ -167,7 +168,7 @@ def test_an_oversized_frame_ends_its_connection_and_nothing_else() -> None:
         raw = context.socket(zmq.DEALER)
         raw.set(zmq.LINGER, 0)
         raw.connect(address)
-        await raw.send_multipart([MAGIC, b"\x80", bytes(MAX_BINARY_BYTES + 1)])
+        await raw.send_multipart([MAGIC, b"\x80", bytes(MAX_FRAME_BYTES + 1)])
         link.send(PING)
         assert await server.receive() == (b"client/a", PING)
         raw.close()

@@ -1,0 +1,96 @@
+"""Between two steps the loop waits a moment for what the last one handed over, and not for long."""
+
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from node.core import FromBulk
+from node.loop import HANDOFF_SHARE, StepLoop
+from node.runner import StepBatch, StepResult
+
+STEP_S = 0.2
+
+
+class SendingCore:
+    """Two steps, of which the first finishes a prompt; `FromBulk` says that its pages are there."""
+
+    def __init__(self) -> None:
+        self.wake_at: float | None = None
+        self.num_sending = 1  # another prompt's pages, stuck for long: nobody waits for those
+        self.num_steps = 0
+        self.is_idle = True
+        self.handled_at: float | None = None
+
+    def handle(self, event: object, now: float) -> list:
+        self.num_sending, self.handled_at = 1, now
+        return []
+
+    def tick(self, now: float) -> list:
+        return []
+
+    def plan(self, now: float) -> object | None:
+        return SimpleNamespace(batch=StepBatch((), ())) if self.num_steps < 2 else None
+
+    def computed(self, step: object, result: object, now: float) -> list:
+        self.num_steps += 1
+        self.num_sending = 2 if self.num_steps == 1 else 1
+        return []
+
+    def load(self, step_age_s: float) -> object:
+        return None
+
+    def cache_changes(self) -> None:
+        return None
+
+
+class SlowRunner:
+    """Each step takes a while; begins and ends are noted."""
+
+    def __init__(self) -> None:
+        self.may_begin = threading.Event()
+        self.begins: list[float] = []
+        self.ends: list[float] = []
+        self.has_ended = [threading.Event(), threading.Event()]
+
+    def run(self, batch: StepBatch) -> StepResult:
+        assert self.may_begin.wait(5)
+        self.begins.append(time.monotonic())
+        time.sleep(STEP_S)
+        self.ends.append(time.monotonic())
+        self.has_ended[len(self.ends) - 1].set()
+        return StepResult(())
+
+
+@pytest.fixture
+def looping() -> Iterator[SimpleNamespace]:
+    core, runner = SendingCore(), SlowRunner()
+    errors: list[BaseException] = []
+    loop = StepLoop(core, runner, post=lambda actions: None, failed=errors.append)
+    loop.start()
+    yield SimpleNamespace(loop=loop, core=core, runner=runner)
+    loop.stop()
+    assert errors == []
+
+
+def test_pages_that_are_there_in_a_moment_are_committed_before_the_next_step(
+    monkeypatch, looping
+) -> None:
+    monkeypatch.setattr("node.loop.HANDOFF_S", 5.0)
+    monkeypatch.setattr("node.loop.HANDOFF_SHARE", 25.0)
+    looping.runner.may_begin.set()
+    assert looping.runner.has_ended[0].wait(5)
+    looping.loop.offer(FromBulk(object(), True))
+    assert looping.runner.has_ended[1].wait(5)
+    assert looping.core.handled_at is not None
+    assert looping.runner.ends[0] <= looping.core.handled_at <= looping.runner.begins[1]
+
+
+def test_pages_that_stay_away_put_the_next_step_off_by_a_share_of_a_step_only(looping) -> None:
+    looping.runner.may_begin.set()
+    assert looping.runner.has_ended[1].wait(5)
+    assert looping.core.handled_at is None
+    (_, begin), (end, _) = looping.runner.begins, looping.runner.ends
+    assert begin - end < STEP_S * HANDOFF_SHARE + 0.5

@@ -1,0 +1,95 @@
+"""A whole node without sockets, threads or clock, and the memory that it owns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decode_node.guest import DecodeGuest
+from kv_transfer.incoming import IncomingTransfers
+from kv_transfer.outgoing import OutgoingTransfers
+from node.core import Admitted, Limits, NodeCore
+from node.emitter import Emitter
+from node.fake_runner import FAKE_LAYOUT, FakeRunner
+from node.ledger import PageLedger
+from node.runner import Runner
+from node.state import NodeIdentity, NodeState
+from prefill_node.guest import PrefillGuest
+from scheduling.batch_policies import make_batch_policy
+from scheduling.prefill_policies import FifoPrefill
+from tandem.layout import KVLayout
+from tandem.messages.common import ModelIdentity, NodeRef
+from tandem.messages.membership import RoleWeights
+
+VOCAB = 1000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A device: `pool` is uint8 [pages, page_bytes], and what `runner` computes over."""
+
+    layout: KVLayout
+    pool: NDArray[np.uint8]
+    runner: Runner
+    ledger: PageLedger
+    vocab_size: int = VOCAB
+
+
+def fake_memory(num_pages: int) -> Memory:
+    pool = np.zeros((num_pages, FAKE_LAYOUT.page_bytes), np.uint8)
+    return Memory(FAKE_LAYOUT, pool, FakeRunner(pool, vocab_size=VOCAB), PageLedger(num_pages))
+
+
+class Node:
+    """One node and the memory it owns."""
+
+    def __init__(
+        self,
+        name: str,
+        num_pages: int,
+        *,
+        policy: str = "fifo",
+        rows: int = 8,
+        make_memory: Callable[[int], Memory] = fake_memory,
+    ) -> None:
+        self.name = name
+        self.identity = f"node/{name}/1".encode()
+        memory = make_memory(num_pages)
+        self.pool, self.runner, self.ledger = memory.pool, memory.runner, memory.ledger
+        model = ModelIdentity(
+            served_name="fake",
+            weights_fingerprint="w",
+            tokenizer_fingerprint="t",
+            dtype="float32",
+            max_model_len=4096,
+            vocab_size=memory.vocab_size,
+        )
+        identity = NodeIdentity(
+            node_id=name, incarnation=1, model=model, layout=memory.layout, eos_token_ids=()
+        )
+        self.state = NodeState(identity, self.ledger, Emitter(name, 1))
+        self.decode = DecodeGuest(
+            self.state,
+            IncomingTransfers(self.state.pool, memory.layout, incarnation=1),
+            start_local=lambda resident, now: self.prefill.start_local(resident, now),
+        )
+        self.prefill = PrefillGuest(
+            self.state,
+            OutgoingTransfers(memory.layout.page_size),
+            FifoPrefill(),
+            lookahead_tokens=200,
+            local=self.decode,
+        )
+        self.core = NodeCore(
+            self.state,
+            prefill=self.prefill,
+            decode=self.decode,
+            policy=make_batch_policy(policy),
+            limits=Limits(rows, 40, RoleWeights(prefill=1, decode=1)),
+        )
+        self.core.handle(Admitted(1), 0.0)
+
+    @property
+    def ref(self) -> NodeRef:
+        return NodeRef(node_id=self.name, incarnation=1, epoch=1, control_address="tcp://x")
