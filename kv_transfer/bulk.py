@@ -41,9 +41,9 @@ from kv_transfer.zmq_frames import CurveKeys
 from kv_transfer.zmq_receiver import ZmqReceiver
 from tandem.messages.handoff import TransportOffer
 
-# A thread that never waits is not put off its core for 3 ms, and other threads, which have little to
-# do, wait for that at each turn: with two cores, p99 of control messages was 7 ms and now and then
-# 100 ms. A nap in every 8 MiB or so made it 3 ms, and pages as fast as before (decision 0014).
+# A thread that never waits keeps its core, and the others, with little to do, wait for it at each
+# turn: with two cores, p99 of control messages was 7 ms and now and then 100 ms. A nap in every
+# 8 MiB or so made it 3 ms, and pages as fast as before (decision 0014).
 NAP_S = 50e-6
 ROUNDS_PER_NAP = 8
 MAX_REQUESTS = 100_000  # a bound for runaway callers; real nodes have tens
