@@ -32,6 +32,7 @@ from kv_transfer.checksum import HostPages, OwnPages, PageArray
 from kv_transfer.cuda_driver import DeviceLost
 from kv_transfer.cuda_ipc import CudaPages
 from kv_transfer.inproc import InprocPools
+from kv_transfer.niceness import give_way, yielding_context
 from kv_transfer.peer_pools import PeerPools
 from kv_transfer.pool_owner import PoolOwner
 from kv_transfer.probe import Trial, fastest, try_offer
@@ -41,9 +42,9 @@ from kv_transfer.zmq_frames import CurveKeys
 from kv_transfer.zmq_receiver import ZmqReceiver
 from tandem.messages.handoff import TransportOffer
 
-# A thread that never waits keeps its core, and the others, with little to do, wait for it at each
-# turn: with two cores, p99 of control messages was 7 ms and now and then 100 ms. A nap in every
-# 8 MiB or so made it 3 ms, and pages as fast as before (decision 0014).
+# A thread that never waits keeps its core, and others, with little to do, wait for it at each
+# turn: with two cores, p99 of control messages was 6 ms beside shared memory. A nap in every
+# 8 MiB or so made it 3 ms (decision 0014).
 NAP_S = 50e-6
 ROUNDS_PER_NAP = 8
 MAX_REQUESTS = 100_000  # a bound for runaway callers; real nodes have tens
@@ -130,7 +131,7 @@ class BulkThread:
         self._requests: deque[_Request] = deque()
         self._num_asked = 0
         self._peers: dict[str, _Peer] = {}
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = yielding_context()
         received = NO_PAGES if isinstance(pages, CudaPages) else pages
         self._receiver = ZmqReceiver(self._context, received, host, keys)
         self._pools = PeerPools(
@@ -287,6 +288,7 @@ class BulkThread:
     # --- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        give_way()
         try:
             self._move_pages()
         except BaseException as error:

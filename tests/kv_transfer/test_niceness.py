@@ -1,0 +1,40 @@
+"""What moves pages gives way to what handles control messages, and nothing else does."""
+
+import os
+import threading
+from pathlib import Path
+
+import zmq
+
+from kv_transfer.niceness import NICENESS, give_way, yielding_context
+
+
+def niceness_of(thread_id: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, thread_id)
+
+
+def test_only_the_thread_that_asks_gives_way() -> None:
+    seen: list[int] = []
+
+    def ask() -> None:
+        give_way()
+        seen.append(niceness_of(threading.get_native_id()))
+
+    before = niceness_of(0)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert seen == [NICENESS]
+    assert niceness_of(0) == before
+
+
+def test_the_threads_of_the_context_give_way() -> None:
+    def threads() -> set[int]:
+        return {int(task.name) for task in Path("/proc/self/task").iterdir()}
+
+    before = threads()
+    with yielding_context() as context, context.socket(zmq.PAIR) as socket:
+        socket.set(zmq.LINGER, 0)
+        own = threads() - before
+        assert own
+        assert {niceness_of(thread_id) for thread_id in own} == {NICENESS}
