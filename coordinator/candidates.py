@@ -1,7 +1,7 @@
 """The nodes as a placement policy sees them, for one request. Pure."""
 
 from coordinator.members import NodeRecord
-from scheduling.placement import Candidate
+from scheduling.routing.placement import Candidate
 
 
 def make_candidate(record: NodeRecord, num_cached_pages: int) -> Candidate:

@@ -20,7 +20,7 @@ from coordinator.reports import (
     gateway_status,
     node_status,
 )
-from scheduling.placement import QueueLimits, make_policy
+from scheduling.routing.placement import QueueLimits, make_policy
 from scheduling.sla import parse_sla_table
 from tandem.messages.membership import (
     ClusterStatus,
@@ -35,7 +35,9 @@ from tandem.messages.membership import (
     NodeRefused,
     NodeWelcome,
     Rejoin,
+    SetWeights,
     StatusQuery,
+    WeightsAnswer,
 )
 from tandem.messages.placement import (
     FromGateway,
@@ -101,6 +103,9 @@ class Coordinator:
                 return [Send(peer, self.status(message, now))]
             case DrainMember():
                 return self._drain(peer, message, now)
+            case SetWeights():
+                text = "roles are given with --prefill-weight and --decode-weight at a node's start"
+                return [Send(peer, WeightsAnswer(accepted=False, message=text))]
 
     def tick(self, now: float) -> list[Action]:
         """Sweep leases; to be called every 0.2 s."""

@@ -7,7 +7,7 @@ from coordinator.cache_index import PREFIX_BYTES, CacheIndex, split
 from coordinator.candidates import make_candidate
 from coordinator.members import Members, NodeRecord, Share
 from coordinator.shedding import RecentFlow, TenantShares
-from scheduling.placement import Candidate, Demand, PlacementPolicy, Refusal
+from scheduling.routing.placement import Candidate, Demand, PlacementPolicy, Refusal
 from scheduling.sla import SlaTable, UnknownSlaClass
 from tandem.messages.placement import Place, Placed, PlaceRefused
 

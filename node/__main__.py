@@ -36,8 +36,10 @@ from node.peers import Owners
 from node.shell import ALLOWED, COORDINATOR_MESSAGES, PEER_MESSAGES, NodeShell
 from node.state import NodeState
 from prefill_node.guest import PrefillGuest
-from scheduling.batch_policies import make_batch_policy
-from scheduling.prefill_policies import FifoPrefill
+from scheduling.batch.catalogue import make_batch_policy
+from scheduling.costs import UNKNOWN_COSTS
+from scheduling.prefill.fifo import FifoPrefill
+from scheduling.views import Services
 from tandem.codec import require_readable
 from tandem.config import load_config
 from tandem.event_log import EventLog, open_log, record
@@ -112,12 +114,14 @@ def compose_core(config: NodeConfig, device: Device) -> NodeCore:
     decode = DecodeGuest(
         state, incoming, start_local=lambda resident, now: prefill.start_local(resident, now)
     )
+    services = Services(UNKNOWN_COSTS)
     prefill = PrefillGuest(
         state,
         OutgoingTransfers(identity.layout.page_size),
         FifoPrefill(),
         lookahead_tokens=4 * config.max_num_batched_tokens,
         local=decode,
+        services=services,
     )
     return NodeCore(
         state,
@@ -129,6 +133,7 @@ def compose_core(config: NodeConfig, device: Device) -> NodeCore:
             config.max_num_batched_tokens,
             RoleWeights(prefill=config.prefill_weight, decode=config.decode_weight),
         ),
+        services=services,
     )
 
 

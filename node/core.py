@@ -13,7 +13,7 @@ from node.guest import DecodeRole, Guest, PrefillRole
 from node.plan_check import check_plan
 from node.runner import SequenceStep, StepBatch, StepResult
 from node.state import NodeState
-from scheduling.views import BatchPolicy, NodeView, RequestKey, StepPlan
+from scheduling.views import BatchPolicy, NodeView, RequestKey, Services, StepPlan
 from tandem.frames import TokenIds
 from tandem.messages import handoff, serving
 from tandem.messages.common import NodeRef
@@ -106,12 +106,14 @@ class NodeCore:
         decode: DecodeRole,
         policy: BatchPolicy,
         limits: Limits,
+        services: Services,
     ) -> None:
         self._state = state
         self._prefill = prefill
         self._decode = decode
         self._policy = policy
         self._limits = limits
+        self._services = services
         self.num_steps = 0
         self.num_illegal_plans = 0
         self.num_unexpected = 0
@@ -255,7 +257,7 @@ class NodeCore:
         self.wake_at = None
         if not (view.prefill or view.waiting or view.running):
             return None
-        checked = check_plan(self._policy.plan(view), view)
+        checked = check_plan(self._policy.plan(view, self._services), view)
         self.num_illegal_plans += checked.num_dropped > 0
         plan = checked.plan
         self.wake_at = plan.wake_at
@@ -274,9 +276,12 @@ class NodeCore:
             max_num_batched_tokens=self._limits.max_num_batched_tokens,
             prefill_weight=self._limits.weights.prefill,
             decode_weight=self._limits.weights.decode,
-            prefill=self._prefill.views(),
+            prefill=self._prefill.views(now),
             waiting=self._decode.waiting(),
             running=self._decode.running(),
+            page_size=self._state.identity.layout.page_size,
+            num_pages=self._state.ledger.num_pages,
+            num_free_pages=self._state.ledger.num_available,
         )
 
     def computed(self, step: Step, result: StepResult, now: float) -> list[NodeAction]:

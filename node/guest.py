@@ -61,7 +61,7 @@ class Guest(Protocol):
 class PrefillRole(Guest, Protocol):
     """The prefill guest as the node and the decode guest see it."""
 
-    def views(self) -> tuple[SequenceView, ...]:
+    def views(self, now: float) -> tuple[SequenceView, ...]:
         """Prompts that may run now, first first."""
 
     def start_local(self, resident: Resident, now: float) -> None:

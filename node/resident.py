@@ -28,6 +28,7 @@ class Resident:
         self.num_computed = 0
         self.num_cached = 0
         self.num_promised = 0
+        self.last_token_at: float | None = None  # of its newest token, drawn here
         self.page_hashes: list[bytes] = []  # of its first full pages, extended as asked
         self._page_size = page_size
         self._ids: Int32Array = np.zeros(max(self.max_total_tokens, self.num_tokens), np.int32)
@@ -117,6 +118,14 @@ class Resident:
             num_tokens=self.num_tokens,
             num_computed=self.num_computed,
             max_total_tokens=self.max_total_tokens,
+            num_pages=self._num_pages,
+            num_promised=self.num_promised,
+            waited_s=self.spec.waited_s,
+            ttft_s=self.spec.targets.ttft_ms / 1e3,
+            tpot_s=self.spec.targets.tpot_ms / 1e3,
+            tenant_weight=self.spec.tenant_weight,
+            last_token_at=self.last_token_at,
+            prediction=self.spec.prediction,
         )
 
 

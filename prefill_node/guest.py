@@ -6,7 +6,6 @@ that only the owner has is read from there where that is cheaper; pages of such 
 prefix cache once the owner took the Commit, which proves that it held what was read.
 """
 
-from bisect import insort
 from typing import Protocol
 
 import msgspec
@@ -20,8 +19,7 @@ from node.runner import Sampled, SequenceStep
 from node.state import NodeState
 from prefill_node.job import Job, Phase
 from prefill_node.reading import ReadCosts
-from scheduling.prefill_policies import PrefillPolicy
-from scheduling.views import RequestKey, SequenceView
+from scheduling.views import PrefillPolicy, RequestKey, SequenceView, Services
 from tandem.messages.common import ErrorCode, NodeRef
 from tandem.messages.handoff import FromOwner
 from tandem.messages.serving import CommandAck, Ending, Prefill
@@ -50,14 +48,15 @@ class PrefillGuest:
         *,
         lookahead_tokens: int,
         local: LocalDecode,
+        services: Services,
     ) -> None:
         self._state = state
         self._transfers = transfers
         self._policy = policy
         self._lookahead_tokens = lookahead_tokens
         self._local = local
+        self._services = services
         self._jobs: dict[RequestKey, Job] = {}
-        self._queue: list[tuple[tuple[float, ...], RequestKey]] = []  # QUEUED jobs, sorted
         self._unproven: dict[RequestKey, Resident] = {}  # committed on top of what was read
         self._costs = ReadCosts()
         self._attempts = Attempts()
@@ -81,9 +80,7 @@ class PrefillGuest:
         self._enqueue(Job(resident, None))
 
     def _enqueue(self, job: Job) -> None:
-        key = job.resident.key
-        self._jobs[key] = job
-        insort(self._queue, (self._policy.key(job.resident.view()), key))
+        self._jobs[job.resident.key] = job
 
     def cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
         """End this attempt and earlier ones, known or not yet known."""
@@ -227,17 +224,16 @@ class PrefillGuest:
             for job in self._jobs.values()
             if job.phase in (Phase.RESERVING, Phase.READING, Phase.RUNNABLE)
         )
-        granted = self._in_order(Phase.GRANTED)
+        granted = self._in_order(Phase.GRANTED, now)
         for job in granted:
             if not self._claim_pages(job):
                 return actions + self._give_up_stuck(granted, now)
             num_tokens += job.num_left
             actions += self._start(job, now)
-        while self._queue and num_tokens < self._lookahead_tokens:
-            job = self._jobs[self._queue[0][1]]
-            if not self._claim_pages(job):
+        queued = self._in_order(Phase.QUEUED, now) if num_tokens < self._lookahead_tokens else []
+        for job in queued:
+            if num_tokens >= self._lookahead_tokens or not self._claim_pages(job):
                 break
-            self._queue.pop(0)
             num_tokens += job.num_left
             actions += self._start(job, now)
         return actions
@@ -252,9 +248,9 @@ class PrefillGuest:
                 actions += self._end(job, now)
         return actions
 
-    def _in_order(self, phase: Phase) -> list[Job]:
-        jobs = [job for job in self._jobs.values() if job.phase is phase]
-        return sorted(jobs, key=lambda job: self._policy.key(job.resident.view()))
+    def _in_order(self, phase: Phase, now: float) -> list[Job]:
+        views = [job.resident.view() for job in self._jobs.values() if job.phase is phase]
+        return [self._jobs[key] for key in self._policy.order(views, now, self._services)]
 
     def _claim_pages(self, job: Job) -> bool:
         resident = job.resident
@@ -286,9 +282,9 @@ class PrefillGuest:
             now,
         )
 
-    def views(self) -> tuple[SequenceView, ...]:
+    def views(self, now: float) -> tuple[SequenceView, ...]:
         """Prompts that may run now: those already begun, then the policy's order."""
-        jobs = self._in_order(Phase.RUNNABLE)
+        jobs = self._in_order(Phase.RUNNABLE, now)
         jobs.sort(key=lambda job: job.started_at is None)
         return tuple(job.resident.view() for job in jobs)
 
@@ -365,8 +361,6 @@ class PrefillGuest:
         if job.phase is Phase.CLOSING:
             return []
         is_known_to_owner = job.phase is not Phase.QUEUED and job.decode is not None
-        if job.phase is Phase.QUEUED:
-            self._queue = [entry for entry in self._queue if entry[1] != key]
         job.phase = Phase.CLOSING
         if is_known_to_owner:
             return self._obey(self._transfers.cancel(key, now), now)

@@ -1,7 +1,5 @@
 """A simulated node: its real core and membership, a fake runner over real bytes, a thin shell.
-
-The I/O side runs at any time; the core waits while a step is computed, as in a real node.
-"""
+I/O goes on while a step is computed, and the core waits, as in a real node."""
 
 from collections import deque
 from collections.abc import Callable
@@ -43,8 +41,10 @@ from node.shell import TICK_S as IO_TICK_S
 from node.state import NodeIdentity, NodeState
 from node.step_times import StepTimes
 from prefill_node.guest import PrefillGuest
-from scheduling.batch_policies import make_batch_policy
-from scheduling.prefill_policies import FifoPrefill
+from scheduling.batch.catalogue import make_batch_policy
+from scheduling.costs import UNKNOWN_COSTS
+from scheduling.prefill.fifo import FifoPrefill
+from scheduling.views import Services
 from simulator.bulk import BulkSide, Surroundings
 from simulator.clock import Clock, Violation
 from simulator.knobs import Knobs
@@ -176,12 +176,14 @@ class NodeProcess:
             self.incoming,
             start_local=lambda resident, now: self.prefill.start_local(resident, now),
         )
+        services = Services(UNKNOWN_COSTS)
         self.prefill = PrefillGuest(
             self.state,
             self.outgoing,
             FifoPrefill(),
             lookahead_tokens=knobs.lookahead_tokens,
             local=self.decode,
+            services=services,
         )
         self.core = NodeCore(
             self.state,
@@ -193,6 +195,7 @@ class NodeProcess:
                 max(knobs.max_num_batched_tokens, knobs.max_num_seqs),
                 self._weights,
             ),
+            services=services,
         )
         self._runner = FakeRunner(self.pool, vocab_size=knobs.vocab_size)
 

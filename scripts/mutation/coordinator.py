@@ -261,7 +261,7 @@ PLACING = (
     Mutation(
         "suspect-alone",
         "the node of a suspect gets nothing else",
-        "scheduling/placement.py",
+        "scheduling/routing/placement.py",
         "lambda n: not n.is_isolated,",
         "",
         (POLICY,),
@@ -269,7 +269,7 @@ PLACING = (
     Mutation(
         "avoided",
         "nodes that failed the request are avoided",
-        "scheduling/placement.py",
+        "scheduling/routing/placement.py",
         "lambda n: n.node_id not in demand.avoid,",
         "",
         (POLICY,),
@@ -277,7 +277,7 @@ PLACING = (
     Mutation(
         "draining-gets-nothing",
         "a draining node gets no new work",
-        "scheduling/placement.py",
+        "scheduling/routing/placement.py",
         "serving = [n for n in nodes if not n.draining]",
         "serving = list(nodes)",
         (POLICY, PLACEMENT),
@@ -285,7 +285,7 @@ PLACING = (
     Mutation(
         "shed-prompts",
         "prompts beyond the queue are refused at once",
-        "scheduling/placement.py",
+        "scheduling/routing/placement.py",
         "return is_free or num_tokens <= self.limits.num_tokens * demand.patience",
         "return True",
         (POLICY,),
@@ -293,7 +293,7 @@ PLACING = (
     Mutation(
         "shed-sequences",
         "sequences beyond slots and queue are refused at once",
-        "scheduling/placement.py",
+        "scheduling/routing/placement.py",
         "return node.num_sequences == 0 or max(for_pages, for_slots) <= limit",
         "return True",
         (POLICY,),

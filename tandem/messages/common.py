@@ -29,6 +29,7 @@ ErrorCode = Literal[
     "unknown_sla_class",
     "no_prefill_node",
     "no_decode_node",
+    "not_serving",
     "too_few_pages",
     "incompatible_nodes",
     "overloaded",
@@ -58,6 +59,42 @@ class SlaTargets(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sla_class: Name
     ttft_ms: Duration
     tpot_ms: Duration
+
+
+class LengthPrediction(
+    Wire, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True
+):
+    """How long an answer may become, in tokens; a hint that changes speed, never tokens.
+
+    `score` only orders: lower is shorter. Half of such answers are at most `q50` long, nine of ten
+    at most `q90`.
+    """
+
+    score: Finite
+    q50: Duration
+    q90: Duration
+
+
+class NodeCosts(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node's steps and transfers take, fitted from what they took; see `scheduling.costs`.
+
+    A step of prefill chunks and decode rows takes `step_s`, and for each prefill token
+    `prefill_token_s`, for each pair of a prefill token and a token of its context
+    `prefill_context_s`, for each decode row `decode_row_s`, for each token of their contexts
+    `decode_context_s`. `error` is the median of |predicted - measured| / measured over the last
+    steps, `num_steps` how many steps it rests on. A transfer takes `transfer_s` and its bytes over
+    `transfer_bytes_per_s` (0: not known).
+    """
+
+    step_s: Duration
+    prefill_token_s: Duration
+    prefill_context_s: Duration
+    decode_row_s: Duration
+    decode_context_s: Duration
+    error: Duration = 0.0
+    num_steps: Counter = 0
+    transfer_s: Duration = 0.0
+    transfer_bytes_per_s: Annotated[float, msgspec.Meta(ge=0, le=1e15)] = 0.0
 
 
 class ModelIdentity(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):

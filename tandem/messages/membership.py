@@ -1,5 +1,9 @@
 """Node <-> coordinator, and the operator's questions: membership, heartbeats, status, drain."""
 
+from typing import Annotated
+
+import msgspec
+
 from tandem.frames import Blob
 from tandem.layout import KVLayout
 from tandem.messages.common import (
@@ -9,6 +13,7 @@ from tandem.messages.common import (
     Message,
     ModelIdentity,
     Name,
+    NodeCosts,
     ShortText,
     Wire,
 )
@@ -20,6 +25,14 @@ class RoleWeights(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     prefill: Duration
     decode: Duration
+
+
+class RoleOrder(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The weights that a node shall have; a node obeys the highest (incarnation, number)."""
+
+    coordinator_incarnation: Counter
+    number: Counter
+    weights: RoleWeights
 
 
 class NodeHello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -66,7 +79,11 @@ class PageCounts(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a node has to do, as of its last step."""
+    """What a node has to do, as of its last step.
+
+    `num_decode_tokens`: contexts of its decode rows together. Since its start: `num_preempted`
+    preemptions, `num_wasted_tokens` whose KV was dropped and computed again, `busy_s` in steps.
+    """
 
     num_steps: Counter
     step_age_s: Duration
@@ -80,6 +97,11 @@ class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pages: PageCounts
     has_work: bool = False
     predicted_step_s: Duration = 0.0
+    num_decode_tokens: Counter = 0
+    num_preempted: Counter = 0
+    num_wasted_tokens: Counter = 0
+    busy_s: Duration = 0.0
+    costs: NodeCosts | None = None
 
 
 class CacheDelta(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,7 +117,7 @@ class CacheDelta(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """A node lives, and whether it makes progress."""
+    """A node lives, and whether it makes progress; `weights` are in force there."""
 
     node_id: Name
     incarnation: Counter
@@ -104,6 +126,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     draining: bool
     load: NodeLoad
     cache: CacheDelta | None = None
+    weights: RoleWeights | None = None
 
 
 class HeartbeatAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -116,6 +139,7 @@ class HeartbeatAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sequence: Counter
     wants_snapshot: bool = False
     drain: bool = False
+    roles: RoleOrder | None = None
 
 
 class Goodbye(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -145,6 +169,30 @@ class DrainMember(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: Name
     force: bool = False
+
+
+class SetWeights(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """An operator gives a node other roles, and keeps the balancer from changing them for a while;
+    `force`: also where nobody else has a role that it loses."""
+
+    name: Name
+    weights: RoleWeights
+    force: bool = False
+
+
+class WeightsAnswer(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Whether the node will have the weights, or why not."""
+
+    accepted: bool
+    message: ShortText
+
+
+class Decision(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that the coordinator decided by itself, in words, and how long ago."""
+
+    age_s: Duration
+    kind: Name
+    message: ShortText
 
 
 class DrainAnswer(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -183,7 +231,8 @@ class ClusterStatus(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The state of everything, members in the order of their names.
 
     `has_more`: a message may not be longer; ask again after the last names. `downs` are the nodes
-    that went down lately, `num_shed` counts placements that were refused for overload.
+    that went down lately, `num_shed` counts placements that were refused for overload. `num_queued`
+    wait at the coordinator for a node; `decisions` are the last ones, the latest first.
     """
 
     coordinator_incarnation: Counter
@@ -197,8 +246,10 @@ class ClusterStatus(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_shed: Counter = 0
     downs: tuple[NodeDown, ...] = ()
     has_more: bool = False
+    num_queued: Counter = 0
+    decisions: Annotated[tuple[Decision, ...], msgspec.Meta(max_length=64)] = ()
 
 
-FromOperator = StatusQuery | DrainMember
+FromOperator = StatusQuery | DrainMember | SetWeights
 FromNode = NodeHello | Heartbeat | Goodbye
 ToNode = NodeWelcome | NodeRefused | HeartbeatAck | Rejoin

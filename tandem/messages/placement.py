@@ -12,6 +12,7 @@ from tandem.messages.common import (
     ErrorCode,
     FinishReason,
     Int64,
+    LengthPrediction,
     Message,
     ModelIdentity,
     Name,
@@ -49,8 +50,9 @@ class GatewayWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Answer to every hello: the classes on offer and the state of the pools.
 
     `max_model_len`, `page_size` and `kv_dtype` are the nodes' (None before the first node).
-    `recent_downs` repeats what a lost `NodeDown` said; from `draining_nodes` requests may move
-    away; `drain`: an operator wants this gateway to leave.
+    `recent_downs` repeats what a lost `NodeDown` said. From `draining_nodes`, and from
+    `closed_decodes`, which take no new sequences, requests may move away. `drain`: an operator
+    wants this gateway to leave.
     """
 
     coordinator_incarnation: Counter
@@ -62,6 +64,7 @@ class GatewayWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=T
     page_size: Counter | None = None
     kv_dtype: Name | None = None
     draining_nodes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=256)] = ()
+    closed_decodes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=256)] = ()
     drain: bool = False
     recent_downs: Annotated[tuple[NodeDown, ...], msgspec.Meta(max_length=256)] = ()
 
@@ -78,7 +81,8 @@ class Place(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     `prefix_hashes` are routing prefixes (8 bytes each) of the prompt's page hashes. `avoid` are
     nodes that failed earlier attempts, `num_deaths` how many of those their nodes' deaths ended
     (two make a suspect, which runs alone). `move_from` is a draining node that holds the request's
-    KV: it prefills from its cache, another one decodes.
+    KV: it prefills from its cache, another one decodes. `waited_s`: since the gateway received the
+    request, which counts towards its TTFT.
     """
 
     gateway_id: Name
@@ -98,6 +102,8 @@ class Place(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     avoid: Annotated[tuple[Name, ...], msgspec.Meta(max_length=16)] = ()
     num_deaths: Counter = 0
     move_from: Name | None = None
+    prediction: LengthPrediction | None = None
+    waited_s: Duration = 0.0
 
 
 class Placed(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -111,6 +117,16 @@ class Placed(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     sequence: Counter
 
 
+class MoveRequest(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """The request would be better off on another decode node than the one of this attempt.
+
+    A wish, sent once: the gateway begins a move as for a draining node, or lets it be.
+    """
+
+    request_id: RequestId
+    attempt: Attempt
+
+
 class PlaceRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The attempt cannot run, and what to do about it."""
 
@@ -119,6 +135,7 @@ class PlaceRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     code: ErrorCode
     message: ShortText
     retry_after_s: Duration | None = None
+    predicted_ttft_s: Duration | None = None
 
 
 class RequestEnded(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -134,6 +151,8 @@ class RequestEnded(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ttft_ms: Duration | None
     tpot_ms: Duration | None
     num_output_tokens: Counter
+    num_prompt_tokens: Counter = 0
+    num_cached_tokens: Counter = 0
 
 
 class RequestEndedAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -153,5 +172,11 @@ class ClassCounts(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 FromGateway = GatewayHello | Place | RequestEnded
 ToGatewayFromCoordinator = (
-    GatewayWelcome | GatewayRefused | Placed | PlaceRefused | RequestEndedAck | NodeDown
+    GatewayWelcome
+    | GatewayRefused
+    | Placed
+    | PlaceRefused
+    | MoveRequest
+    | RequestEndedAck
+    | NodeDown
 )

@@ -11,6 +11,7 @@ from tandem.messages.common import (
     ErrorCode,
     FinishReason,
     Int64,
+    LengthPrediction,
     Message,
     Name,
     NodeRef,
@@ -33,7 +34,9 @@ class RequestSpec(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `output_ids` were already delivered by earlier attempts (empty on the first); token indices
     are absolute. `params.max_tokens` is resolved by the gateway, never None.
-    `sequence` is the coordinator's placement order, the request's age.
+    `sequence` is the coordinator's placement order, the request's age. `waited_s` is how long the
+    request had waited before this attempt was commanded, so that nodes know when its first token
+    is due.
     """
 
     request_id: RequestId
@@ -48,6 +51,9 @@ class RequestSpec(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     targets: SlaTargets
     deadline_s: Duration | None
     sequence: Counter
+    waited_s: Duration = 0.0
+    tenant_weight: Duration = 1.0
+    prediction: LengthPrediction | None = None
 
 
 class Prefill(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

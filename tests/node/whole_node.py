@@ -16,8 +16,10 @@ from node.ledger import PageLedger
 from node.runner import Runner
 from node.state import NodeIdentity, NodeState
 from prefill_node.guest import PrefillGuest
-from scheduling.batch_policies import make_batch_policy
-from scheduling.prefill_policies import FifoPrefill
+from scheduling.batch.catalogue import make_batch_policy
+from scheduling.costs import UNKNOWN_COSTS
+from scheduling.prefill.fifo import FifoPrefill
+from scheduling.views import Services
 from tandem.layout import KVLayout
 from tandem.messages.common import ModelIdentity, NodeRef
 from tandem.messages.membership import RoleWeights
@@ -74,12 +76,14 @@ class Node:
             IncomingTransfers(self.state.pool, memory.layout, incarnation=1),
             start_local=lambda resident, now: self.prefill.start_local(resident, now),
         )
+        services = Services(UNKNOWN_COSTS)
         self.prefill = PrefillGuest(
             self.state,
             OutgoingTransfers(memory.layout.page_size),
             FifoPrefill(),
             lookahead_tokens=200,
             local=self.decode,
+            services=services,
         )
         self.core = NodeCore(
             self.state,
@@ -87,6 +91,7 @@ class Node:
             decode=self.decode,
             policy=make_batch_policy(policy),
             limits=Limits(rows, 40, RoleWeights(prefill=1, decode=1)),
+            services=services,
         )
         self.core.handle(Admitted(1), 0.0)
 

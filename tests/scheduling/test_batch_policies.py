@@ -5,8 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.plan_check import check_plan
-from scheduling.batch_policies import FifoPolicy, StaticPolicy, make_batch_policy
-from scheduling.views import NodeView, SequenceView, StepPlan
+from scheduling.batch.catalogue import make_batch_policy
+from scheduling.batch.fifo import FifoPolicy
+from scheduling.batch.static import StaticPolicy
+from scheduling.costs import UNKNOWN_COSTS
+from scheduling.views import NodeView, SequenceView, Services, StepPlan
+
+SERVICES = Services(UNKNOWN_COSTS)
 
 
 def sequence(n: int, *, num_computed: int = 10, num_tokens: int = 11) -> SequenceView:
@@ -46,7 +51,7 @@ def test_fifo_admits_the_oldest_and_gives_the_rest_of_the_budget_to_prefill() ->
     prompts = [sequence(20, num_computed=0, num_tokens=25), sequence(21, num_computed=5)]
     waiting = [sequence(n) for n in (9, 3, 7)]
     running = [sequence(1), sequence(2)]
-    plan = FifoPolicy().plan(view(prefill=prompts, waiting=waiting, running=running))
+    plan = FifoPolicy().plan(view(prefill=prompts, waiting=waiting, running=running), SERVICES)
     assert [k[0][-1] for k in plan.admit] == [3, 7]
     assert [k[0][-1] for k in plan.decode] == [1, 2, 3, 7]
     assert [n for _, n in plan.prefill] == [25, 3]
@@ -54,31 +59,33 @@ def test_fifo_admits_the_oldest_and_gives_the_rest_of_the_budget_to_prefill() ->
 
 def test_static_waits_for_a_full_batch_or_its_patience() -> None:
     policy = StaticPolicy(keep_finished_rows=True, max_wait_s=1.0)
-    plan = policy.plan(view(now=5.0, waiting=[sequence(1)]))
+    plan = policy.plan(view(now=5.0, waiting=[sequence(1)]), SERVICES)
     assert (plan.admit, plan.decode, plan.wake_at) == ((), (), 6.0)
-    assert policy.plan(view(now=6.0, waiting=[sequence(1)])).admit == (sequence(1).key,)
-    full = StaticPolicy(keep_finished_rows=True).plan(view(waiting=[sequence(n) for n in range(6)]))
+    assert policy.plan(view(now=6.0, waiting=[sequence(1)]), SERVICES).admit == (sequence(1).key,)
+    full = StaticPolicy(keep_finished_rows=True).plan(
+        view(waiting=[sequence(n) for n in range(6)]), SERVICES
+    )
     assert len(full.admit) == 4
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_static_keeps_or_drops_the_rows_of_ended_requests(keep: bool) -> None:
     policy = StaticPolicy(keep_finished_rows=keep)
-    policy.plan(view(waiting=[sequence(n, num_tokens=11) for n in range(4)]))
+    policy.plan(view(waiting=[sequence(n, num_tokens=11) for n in range(4)]), SERVICES)
     left = [sequence(0, num_tokens=12), sequence(1, num_tokens=12)]
-    plan = policy.plan(view(running=left, waiting=[sequence(8)]))
+    plan = policy.plan(view(running=left, waiting=[sequence(8)]), SERVICES)
     assert plan.admit == ()
     assert len(plan.decode) == 2
     assert plan.padding_contexts == ((12, 12) if keep else ())
-    assert policy.plan(view(waiting=[sequence(8)])).padding_contexts == ()
+    assert policy.plan(view(waiting=[sequence(8)]), SERVICES).padding_contexts == ()
 
 
 def test_dead_rows_do_not_outgrow_the_longest_member() -> None:
     policy = StaticPolicy(keep_finished_rows=True)
-    policy.plan(view(waiting=[sequence(n, num_tokens=11) for n in range(4)]))
+    policy.plan(view(waiting=[sequence(n, num_tokens=11) for n in range(4)]), SERVICES)
     plan = StepPlan()
     for num_tokens in range(12, 400):
-        plan = policy.plan(view(running=[sequence(0, num_tokens=num_tokens)]))
+        plan = policy.plan(view(running=[sequence(0, num_tokens=num_tokens)]), SERVICES)
     assert plan.padding_contexts == (100, 100, 100)
 
 
@@ -122,7 +129,7 @@ def test_no_plan_exceeds_the_limits(
 
 def test_a_legal_plan_passes_untouched() -> None:
     now = view(waiting=[sequence(1)], running=[sequence(2)], prefill=[sequence(3, num_computed=0)])
-    plan = FifoPolicy().plan(now)
+    plan = FifoPolicy().plan(now, SERVICES)
     assert check_plan(plan, now).plan == plan
     assert check_plan(plan, now).num_dropped == 0
 

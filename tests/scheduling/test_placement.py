@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduling.placement import (
+from scheduling.routing.placement import (
     Candidate,
     Demand,
     LeastLoaded,

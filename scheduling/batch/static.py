@@ -1,43 +1,7 @@
-"""Batch policies: `fifo` (continuous batching) and `static` (the baseline that it beats).
+"""Static batching, the baseline that continuous batching beats. Pure."""
 
-Both give prefill chunks what the token budget leaves, in the order of the prefill policy.
-"""
-
-from collections.abc import Callable
-
-from scheduling.views import BatchPolicy, NodeView, RequestKey, SequenceView, StepPlan
-
-
-def prefill_chunks(view: NodeView, budget: int) -> tuple[tuple[RequestKey, int], ...]:
-    """Chunks in view order until `budget` tokens are spent."""
-    chunks = []
-    for sequence in view.prefill:
-        if budget <= 0:
-            break
-        num_tokens = min(sequence.num_tokens - sequence.num_computed, budget)
-        chunks.append((sequence.key, num_tokens))
-        budget -= num_tokens
-    return tuple(chunks)
-
-
-def oldest_first(sequences: tuple[SequenceView, ...]) -> list[SequenceView]:
-    """Higher priority first, then placement order."""
-    return sorted(sequences, key=lambda s: (-s.priority, s.age))
-
-
-class FifoPolicy:
-    """Continuous batching (Orca, OSDI 2022): whoever has KV gets a row, oldest first."""
-
-    def plan(self, view: NodeView) -> StepPlan:
-        """Decode everything resident, admit while rows are free, prefill with what is left."""
-        num_free = max(0, view.max_num_seqs - len(view.running))
-        admitted = tuple(s.key for s in oldest_first(view.waiting)[:num_free])
-        decode = tuple(s.key for s in view.running) + admitted
-        return StepPlan(
-            decode=decode,
-            admit=admitted,
-            prefill=prefill_chunks(view, view.max_num_batched_tokens - len(decode)),
-        )
+from scheduling.batch.composing import oldest_first, prefill_chunks
+from scheduling.views import NodeView, RequestKey, SequenceView, Services, StepPlan
 
 
 class StaticPolicy:
@@ -54,7 +18,7 @@ class StaticPolicy:
         self._batch: dict[RequestKey, int] = {}  # members of the batch -> last known context
         self._waiting_since: float | None = None
 
-    def plan(self, view: NodeView) -> StepPlan:
+    def plan(self, view: NodeView, services: Services) -> StepPlan:
         """Continue the batch, or form the next one."""
         admitted: tuple[SequenceView, ...] = ()
         wake_at = None
@@ -67,7 +31,7 @@ class StaticPolicy:
         return StepPlan(
             decode=tuple(s.key for s in running),
             admit=tuple(s.key for s in admitted),
-            prefill=prefill_chunks(view, budget),
+            prefill=prefill_chunks(view.prefill, budget),
             padding_contexts=padding,
             wake_at=wake_at,
         )
@@ -95,17 +59,3 @@ class StaticPolicy:
         if not alive or not self._keep_finished_rows:
             return ()
         return tuple(context for key, context in self._batch.items() if key not in alive)
-
-
-BATCH_POLICIES: dict[str, Callable[[], BatchPolicy]] = {
-    "fifo": FifoPolicy,
-    "static": lambda: StaticPolicy(keep_finished_rows=True),
-    "static-dropping": lambda: StaticPolicy(keep_finished_rows=False),
-}
-
-
-def make_batch_policy(name: str) -> BatchPolicy:
-    """The policy of that name. Raises ValueError listing the names on offer."""
-    if name not in BATCH_POLICIES:
-        raise ValueError(f"unknown batch policy {name!r}; choose one of {sorted(BATCH_POLICIES)}")
-    return BATCH_POLICIES[name]()

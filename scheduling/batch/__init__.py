@@ -1,0 +1,1 @@
+"""Batch policies: what every step of a node computes."""

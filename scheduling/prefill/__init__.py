@@ -1,0 +1,1 @@
+"""Prefill policies: the order in which prompts run on a node."""

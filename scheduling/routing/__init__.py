@@ -1,0 +1,1 @@
+"""Coordinator policies: who serves a request, who waits, who is refused."""

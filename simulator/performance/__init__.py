@@ -1,0 +1,1 @@
+"""How fast a deployment would be: production policies, modelled devices, real traces."""
