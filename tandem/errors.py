@@ -78,6 +78,7 @@ ERROR_TYPES: dict[ErrorCode, type[TandemError]] = {
     "unknown_sla_class": UnknownSlaClassError,
     "no_prefill_node": UnavailableError,
     "no_decode_node": UnavailableError,
+    "not_serving": UnavailableError,
     "incompatible_nodes": UnavailableError,
     "unavailable": UnavailableError,
     "overloaded": OverloadedError,
