@@ -27,6 +27,13 @@ class NodeConfig:
     ] = None
     device: Annotated[str, Help("cpu, cuda or cuda:N; fake computes nothing, for tests")] = "cpu"
     fake_step_s: Annotated[float, Help("how long a step of the fake device takes")] = 0.0
+    fake_costs: Annotated[
+        str | None,
+        Help(
+            "what a step of the fake device takes besides, in seconds per step, prefill token, "
+            "prefill pair, decode row and decode token, like 0.004:0.0005:0:0.0005:0"
+        ),
+    ] = None
     fake_wedge_s: Annotated[
         float, Help("how long the fake device hangs in its next step after SIGUSR1")
     ] = 10.0

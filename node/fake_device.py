@@ -7,10 +7,15 @@ knows every answer in advance:
     LocalCluster(model="models/demo", node_args=["--device", "fake", "--fake-step-s", "0.01"])
     history = prompt_ids; each next token is fake_token(np.array(history, np.int32), 4096)
 
+Steps take no time, `--fake-step-s`, or, for load that is like a model's, what the linear model of
+`scheduling.costs` gives for their shape: with `--fake-costs 0.004:0.0005:0:0.0005:0` a step takes
+4 ms, and 0.5 ms for each prefill token and each decode row.
+
 SIGUSR1 wedges the process: the next step hangs for `--fake-wedge-s`, while its I/O thread goes on
 beating. Nothing hangs as long as there is nothing to compute. SIGSTOP freezes all of it.
 """
 
+import math
 import signal
 from collections.abc import Callable
 
@@ -21,7 +26,7 @@ from node.device import Device
 from node.fake_runner import FAKE_LAYOUT, FakeRunner
 from node.state import NodeIdentity
 from tandem.keys import read_prefix_key
-from tandem.messages.common import ModelIdentity
+from tandem.messages.common import ModelIdentity, NodeCosts
 from tandem.model_folder import (
     load_generation_defaults,
     load_model_config,
@@ -63,7 +68,32 @@ def build_device(
         pool[:num_pages],
         vocab_size=model_config.vocab_size,
         step_s=config.fake_step_s,
+        costs=parse_costs(config.fake_costs),
         wedge_s=config.fake_wedge_s,
     )
     signal.signal(signal.SIGUSR1, lambda number, frame: runner.wedge())
     return Device(runner, identity, True, f"no model: {num_pages} pages, tokens are hashes")
+
+
+def parse_costs(text: str | None) -> NodeCosts | None:
+    """The five coefficients of a step, in seconds, with colons between. ValueError for others."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(":")]
+    except ValueError:
+        values = []
+    if len(values) != 5 or not all(math.isfinite(value) and value >= 0 for value in values):
+        raise ValueError(
+            f"--fake-costs {text} are not five numbers from 0 on with colons between: seconds per "
+            "step, prefill token, prefill pair, decode row and decode token, like "
+            "0.004:0.0005:0:0.0005:0"
+        )
+    step_s, prefill_token_s, prefill_context_s, decode_row_s, decode_context_s = values
+    return NodeCosts(
+        step_s=step_s,
+        prefill_token_s=prefill_token_s,
+        prefill_context_s=prefill_context_s,
+        decode_row_s=decode_row_s,
+        decode_context_s=decode_context_s,
+    )

@@ -13,15 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.runner import Sampled, SequenceStep, StepBatch, StepResult
+from scheduling.costs import step_s, step_shape
 from tandem.layout import KVLayout
+from tandem.messages.common import NodeCosts
 
 FAKE_LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=1, page_size=16, dtype="float32")
 
 
 class FakeRunner:
-    """Computes over `pool`, uint8 [pages, page_bytes] of `FAKE_LAYOUT`; a step takes `step_s`.
+    """Computes over `pool`, uint8 [pages, page_bytes] of `FAKE_LAYOUT`.
 
-    After `wedge()` the next step hangs for `wedge_s` before it computes.
+    A step takes `step_s`, and what `costs` give for its shape. After `wedge()` the next one hangs
+    for `wedge_s` before it computes.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class FakeRunner:
         *,
         vocab_size: int,
         step_s: float = 0.0,
+        costs: NodeCosts | None = None,
         wedge_s: float = 0.0,
     ) -> None:
         slots = pool.view(np.int32)
@@ -37,6 +41,7 @@ class FakeRunner:
         self._positions = slots[:, FAKE_LAYOUT.page_size :]  # in place of V
         self._vocab_size = vocab_size
         self._step_s = step_s
+        self._costs = costs
         self._wedge_s = wedge_s
         self._is_wedge_wanted = threading.Event()
 
@@ -59,8 +64,9 @@ class FakeRunner:
         if self._is_wedge_wanted.is_set():
             self._is_wedge_wanted.clear()
             time.sleep(self._wedge_s)
-        if self._step_s:
-            time.sleep(self._step_s)
+        duration_s = self._step_s + (0.0 if self._costs is None else batch_s(self._costs, batch))
+        if duration_s:
+            time.sleep(duration_s)
         return StepResult(tuple(self._run_sequence(s) for s in batch.sequences))
 
     def _run_sequence(self, sequence: SequenceStep) -> Sampled | None:
@@ -80,6 +86,14 @@ class FakeRunner:
         has_logprobs = sequence.sample.params.logprobs is not None
         token_id = fake_token(history, self._vocab_size)
         return Sampled(token_id, logprob=0.0 if has_logprobs else None)
+
+
+def batch_s(costs: NodeCosts, batch: StepBatch) -> float:
+    """Seconds that a batch takes; one token after others is a decode row, as is a padded row."""
+    steps = [(len(s.token_ids), s.start) for s in batch.sequences]
+    rows = [start + 1 for num_tokens, start in steps if num_tokens == 1 and start]
+    chunks = [(num_tokens, start) for num_tokens, start in steps if num_tokens > 1 or not start]
+    return step_s(costs, step_shape(chunks, [*rows, *batch.padding_contexts]))
 
 
 def fake_token(history: NDArray[np.int32], vocab_size: int) -> int:
