@@ -37,6 +37,7 @@ from node.shell import ALLOWED, COORDINATOR_MESSAGES, PEER_MESSAGES, NodeShell
 from node.state import NodeState
 from prefill_node.guest import PrefillGuest
 from scheduling.batch.catalogue import make_batch_policy
+from scheduling.batch.options import split_options
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.fifo import FifoPrefill
 from scheduling.views import Services
@@ -127,7 +128,7 @@ def compose_core(config: NodeConfig, device: Device) -> NodeCore:
         state,
         prefill=prefill,
         decode=decode,
-        policy=make_batch_policy(config.batch_policy),
+        policy=make_batch_policy(config.batch_policy, split_options(config.batch_option)),
         limits=Limits(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -303,7 +304,7 @@ def main() -> int:
             host=config.host,
             allow_unauthenticated=config.allow_unauthenticated,
         )
-        make_batch_policy(config.batch_policy)
+        make_batch_policy(config.batch_policy, split_options(config.batch_option))
         # Grows over restarts: the higher one has the name, in whatever order they are heard.
         incarnation = (time.time_ns() // 1_000_000 << 21) | secrets.randbits(21)
         made_up = f"{socket.gethostname()[:32]}-{os.getpid()}"

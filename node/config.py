@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from scheduling.batch.catalogue import BATCH_POLICIES
 from tandem.config import Help
 
 Transport = Literal["auto", "shared_memory", "zmq", "cuda_ipc"]
@@ -63,8 +64,11 @@ class NodeConfig:
     prefill_weight: Annotated[float, Help("share of prefill; 0 closes the role")] = 1.0
     decode_weight: Annotated[float, Help("share of decode; 0 closes the role")] = 1.0
     batch_policy: Annotated[
-        str, Help("fifo (continuous), or the baselines static and static-dropping")
+        str, Help(f"what composes a step: {', '.join(BATCH_POLICIES)}; see docs/scheduling.md")
     ] = "fifo"
+    batch_option: Annotated[
+        tuple[str, ...], Help("KEY=VALUE, an option of the batch policy or of its wrappers")
+    ] = ()
     transport: Annotated[
         Transport,
         Help(

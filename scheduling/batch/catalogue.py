@@ -1,20 +1,104 @@
-"""Batch policies by name, with typed options. Pure."""
+"""Batch policies by name, with typed options. Pure.
 
-from collections.abc import Callable
+To add one: a module with its options (a frozen dataclass of fields with `Help`) and its class, and
+an entry below. tests/scheduling/conformance then holds it to what every policy must keep, and to
+what its entry declares.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any
 
 from scheduling.batch.fifo import FifoPolicy
-from scheduling.batch.static import StaticPolicy
+from scheduling.batch.options import (
+    NoOptions,
+    check_names,
+    option_fields,
+    parse_options,
+    require,
+)
+from scheduling.batch.static import DEFAULT_MAX_WAIT_S, StaticOptions, StaticPolicy
 from scheduling.views import BatchPolicy
+from tandem.config import DataclassLike, Help
 
-BATCH_POLICIES: dict[str, Callable[[], BatchPolicy]] = {
-    "fifo": FifoPolicy,
-    "static": lambda: StaticPolicy(keep_finished_rows=True),
-    "static-dropping": lambda: StaticPolicy(keep_finished_rows=False),
+
+@dataclass(frozen=True, slots=True)
+class PolicyEntry:
+    """A policy on offer: how to build it from its options, and what it promises.
+
+    work_conserving: with anything to compute, no step is empty. non_preemptive: preempts where
+    pages run out, never for the sake of its order. max_wait_s: how long it lets an idle node wait
+    for company at most, with default options. orders_by_prediction: mean latency gains from good
+    predictions of length.
+    """
+
+    summary: str
+    build: Callable[[Any], BatchPolicy]
+    options: type[DataclassLike] = NoOptions
+    work_conserving: bool = True
+    non_preemptive: bool = True
+    max_wait_s: float = 0.0
+    orders_by_prediction: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CommonOptions:
+    """What goes around any policy."""
+
+    guard_ms: Annotated[
+        float | None, Help("boost what waited this long in all; none: no starvation guard")
+    ] = None
+    guard_steps: Annotated[
+        int | None, Help("boost what was passed over by this many steps; none: not by steps")
+    ] = None
+    guard_factor: Annotated[
+        float, Help("with guard_ms: nor before it waited this many times its predicted service")
+    ] = 2.0
+    guard_share: Annotated[float, Help("share of rows and tokens that boosted ones may take")] = 0.2
+    fair: Annotated[bool, Help("serve the tenant first that got least (VTC)")] = False
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say."""
+        require(self.guard_ms is None or self.guard_ms > 0, "guard_ms must be above 0; try 3000")
+        require(
+            self.guard_steps is None or self.guard_steps > 0,
+            "guard_steps must be above 0; try 200",
+        )
+        require(self.guard_factor >= 0, "guard_factor must not be negative; try 2")
+        require(0 < self.guard_share <= 1, "guard_share must be within (0, 1]; try 0.2")
+
+
+BATCH_POLICIES: dict[str, PolicyEntry] = {
+    "fifo": PolicyEntry("continuous batching, first come first served", lambda _: FifoPolicy()),
+    "static": PolicyEntry(
+        "a batch runs until its longest request ends; ended rows are computed on",
+        lambda options: StaticPolicy(options, keep_finished_rows=True),
+        StaticOptions,
+        work_conserving=False,
+        max_wait_s=DEFAULT_MAX_WAIT_S,
+    ),
+    "static-dropping": PolicyEntry(
+        "static batching whose ended rows are left out",
+        lambda options: StaticPolicy(options, keep_finished_rows=False),
+        StaticOptions,
+        work_conserving=False,
+        max_wait_s=DEFAULT_MAX_WAIT_S,
+    ),
 }
 
+_NONE: Mapping[str, str] = MappingProxyType({})
 
-def make_batch_policy(name: str) -> BatchPolicy:
-    """The policy of that name. Raises ValueError listing the names on offer."""
+
+def make_batch_policy(name: str, options: Mapping[str, str] = _NONE) -> BatchPolicy:
+    """The policy of that name with these options, in the wrappers that they ask for.
+
+    Raises ValueError listing the names on offer, or the options that this policy has.
+    """
     if name not in BATCH_POLICIES:
         raise ValueError(f"unknown batch policy {name!r}; choose one of {sorted(BATCH_POLICIES)}")
-    return BATCH_POLICIES[name]()
+    entry = BATCH_POLICIES[name]
+    known = option_fields(entry.options, CommonOptions)
+    check_names(options, known, f"batch policy {name!r}")
+    parse_options(CommonOptions, options)
+    return entry.build(parse_options(entry.options, options))

@@ -1,7 +1,27 @@
 """Static batching, the baseline that continuous batching beats. Pure."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
 from scheduling.batch.composing import oldest_first, prefill_chunks
+from scheduling.batch.options import require
 from scheduling.views import NodeView, RequestKey, SequenceView, Services, StepPlan
+from tandem.config import Help
+
+DEFAULT_MAX_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StaticOptions:
+    """Options of static batching."""
+
+    max_wait_s: Annotated[float, Help("how long a partial batch waits for company")] = (
+        DEFAULT_MAX_WAIT_S
+    )
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say."""
+        require(self.max_wait_s >= 0, "max_wait_s must not be negative; try 1")
 
 
 class StaticPolicy:
@@ -9,12 +29,13 @@ class StaticPolicy:
 
     keep_finished_rows: ended requests stay in the batch as padding rows that are computed and
     dropped, as a tensor of fixed batch size really does; otherwise their rows are left out.
-    A partial batch waits `max_wait_s` for company.
     """
 
-    def __init__(self, *, keep_finished_rows: bool, max_wait_s: float = 1.0) -> None:
+    def __init__(
+        self, options: StaticOptions = StaticOptions(), *, keep_finished_rows: bool
+    ) -> None:
         self._keep_finished_rows = keep_finished_rows
-        self._max_wait_s = max_wait_s
+        self._max_wait_s = options.max_wait_s
         self._batch: dict[RequestKey, int] = {}  # members of the batch -> last known context
         self._waiting_since: float | None = None
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from node.plan_check import check_plan
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.batch.fifo import FifoPolicy
-from scheduling.batch.static import StaticPolicy
+from scheduling.batch.static import StaticOptions, StaticPolicy
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.views import NodeView, SequenceView, Services, StepPlan
 
@@ -58,7 +58,7 @@ def test_fifo_admits_the_oldest_and_gives_the_rest_of_the_budget_to_prefill() ->
 
 
 def test_static_waits_for_a_full_batch_or_its_patience() -> None:
-    policy = StaticPolicy(keep_finished_rows=True, max_wait_s=1.0)
+    policy = StaticPolicy(StaticOptions(max_wait_s=1.0), keep_finished_rows=True)
     plan = policy.plan(view(now=5.0, waiting=[sequence(1)]), SERVICES)
     assert (plan.admit, plan.decode, plan.wake_at) == ((), (), 6.0)
     assert policy.plan(view(now=6.0, waiting=[sequence(1)]), SERVICES).admit == (sequence(1).key,)
