@@ -72,7 +72,7 @@ def imports_of(path: Path) -> Iterator[tuple[str, int]]:
 def code_files() -> list[Path]:
     """Every Python file of ours: packages, tests, and scripts with or without the suffix."""
     files = [path for package in PACKAGES for _, path in modules_of(package)]
-    files += sorted((ROOT / "tests").rglob("*.py"))
+    files += sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
     for path in sorted((ROOT / "scripts").rglob("*")):
         is_script = path.is_file() and path.suffix == "" and b"python" in path.read_bytes()[:60]
         if path.suffix == ".py" or is_script:
@@ -172,9 +172,8 @@ def test_pyproject_lists_exactly_the_package_folders() -> None:
     }
     assert not without_init, f"these folders need an __init__.py: {sorted(without_init)}"
     assert sorted(listed) == sorted(folders), "[tool.setuptools] packages and the folders differ"
-    checked = [
-        name for name in settings["tool"]["mypy"]["files"] if name not in {"scripts", "tests"}
-    ]
+    beside = {"benchmarks", "scripts", "tests"}
+    checked = [name for name in settings["tool"]["mypy"]["files"] if name not in beside]
     assert sorted(checked) == PACKAGES, "[tool.mypy] files and the folders differ"
 
 

@@ -1,0 +1,1 @@
+"""What is measured of Tandem beside single functions: claims of the field, comparisons, results."""

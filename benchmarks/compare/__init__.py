@@ -1,0 +1,1 @@
+"""Policies beside each other, and the simulator beside the real system."""
