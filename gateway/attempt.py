@@ -12,12 +12,20 @@ from tandem.messages.serving import AttemptStatus, Ending
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt is over. `nodes` are at fault; `is_death` where one of them went down."""
+    """Why an attempt is over. `nodes` are at fault; `is_death` where one of them went down.
+
+    `is_closed`: a node does not serve the role any more, which is nobody's fault.
+    """
 
     code: ErrorCode
     message: str
     nodes: tuple[str, ...] = ()
     is_death: bool = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether a node had closed the role, as the coordinator did not know or not yet."""
+        return self.code == "not_serving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +39,14 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The coordinator is asked for a place away from a draining node; the old attempt goes on."""
+    """The coordinator is asked for a place away from a node; the old attempt goes on.
+
+    `is_wished`: the node does not leave, the request would only be better off elsewhere.
+    """
 
     number: int
     leaving: NodeRef
+    is_wished: bool = False
 
 
 @dataclass(slots=True)

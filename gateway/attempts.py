@@ -30,6 +30,9 @@ DOUBT_S = 1.5  # a decode node answers on arrival; asked at once, after 0.5 and 
 RETRYABLE: frozenset[ErrorCode] = frozenset(
     {"node_failed", "transfer_failed", "unavailable", "overloaded", "internal"}
 )
+# A node that has closed a role said so in its last heartbeat, or will with the next.
+CLOSED_RETRY_S = 0.5
+
 # Refusals that pass: whoever was running once is asked for again until then.
 PASSING: frozenset[ErrorCode] = frozenset(
     {
@@ -56,7 +59,7 @@ class Attempts:
     def ask(self, request: LiveRequest, now: float, move: Move | None = None) -> None:
         """Ask the coordinator for nodes: for the next attempt, or to move the one that runs."""
         if move is None:
-            request.asked_at, request.refused = now, None
+            request.asked_at, request.ask_at, request.refused = now, None, None
         identity = self._live.identity
         request.chain = self._live.prefixes.chain(request.new.tenant, request.chain)
         place = request.place(identity.gateway_id, identity.incarnation, request.prefixes(), move)
@@ -116,6 +119,8 @@ class Attempts:
             self.ask(request, now)
 
     def _check_placing(self, request: LiveRequest, now: float) -> None:
+        if request.ask_at is not None and now >= request.ask_at:
+            self.ask(request, now)
         if request.asked_at is None or now < request.asked_at + PLACE_TIMEOUT_S:
             return
         if request.refused is None:
@@ -276,7 +281,7 @@ class Attempts:
         request.failures.append(failure)
         if not attempt.is_move:
             request.num_deaths += was_resident
-            request.num_failures += not failure.is_death
+            request.num_failures += not (failure.is_death or failure.is_closed)
         if request.is_complete():
             self._live.end_complete(request, now)
         elif self._live.end_overdue(request, now):
@@ -302,7 +307,7 @@ class Attempts:
             return None  # it ran well before we moved it
         if request.num_deaths > MAX_DEATHS:
             return wording.poison(request)
-        if failure.is_death:
+        if failure.is_death or failure.is_closed:
             return None
         if failure.code not in RETRYABLE:
             return End("failed", code=failure.code, message=failure.message)
@@ -316,7 +321,10 @@ class Attempts:
         request.stream.drop_ahead()
         request.enter(RequestState.PLACING)
         request.asked_at = None
-        if failure.is_death or attempt.is_move:
+        if failure.is_closed and sum(each.is_closed for each in request.failures) > 1:
+            request.ask_at = now + CLOSED_RETRY_S  # the coordinator has not heard of it yet
+            return
+        if failure.is_death or failure.is_closed or attempt.is_move:
             self.ask(request, now)
             return
         self._turns.wait(request)

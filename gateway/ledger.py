@@ -17,6 +17,7 @@ from gateway.text import Decode
 from tandem.messages.common import NodeRef
 from tandem.messages.placement import (
     GatewayWelcome,
+    MoveRequest,
     NodeDown,
     Placed,
     PlaceRefused,
@@ -114,9 +115,12 @@ class Ledger:
                 self._live.demands.end_is_counted(message.request_id)
             case NodeDown():
                 self._attempts.node_down(message, now)
+            case MoveRequest(request_id=request_id, attempt=attempt):
+                self._moves.wish(request_id, attempt, now)
             case GatewayWelcome():
                 self._live.prefixes.set_layout(message.page_size, message.kv_dtype)
                 self._live.draining = frozenset(message.draining_nodes)
+                self._live.leaving = self._live.draining | frozenset(message.closed_decodes)
                 for down in message.recent_downs:
                     self._attempts.node_down(down, now)
             case _:

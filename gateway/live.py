@@ -39,7 +39,8 @@ class Identity:
 
 
 class LiveRequests:
-    """See the module. Requests by id; `draining` names the nodes that are asked to leave."""
+    """See the module. Requests by id; `draining` names the nodes that are asked to leave, `leaving`
+    those whose requests may move: these, and nodes that take no new sequences any more."""
 
     def __init__(self, identity: Identity, decode: Decode) -> None:
         self.identity = identity
@@ -49,6 +50,7 @@ class LiveRequests:
             key=identity.prefix_key, weights_fingerprint=identity.model_fingerprint
         )
         self.draining: frozenset[str] = frozenset()
+        self.leaving: frozenset[str] = frozenset()
         self.out: list[Action] = []
         self.num_prompt_tokens = 0
         self.num_dropped = 0

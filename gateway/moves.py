@@ -1,10 +1,12 @@
-"""Running requests move away from nodes that drain: a new attempt takes over where one is placed.
+"""Running requests move to other decode nodes: a new attempt takes over where one is placed.
 
-Its prefill node is the draining one, which has the pages. Until the coordinator has placed it the
-old attempt goes on; refused, it stays where it is and asks again. Pure.
+They leave nodes that drain or that take no new sequences, and go where the coordinator or their
+node wishes one of them away. The new attempt's prefill node is the one left, which has the pages.
+Until the coordinator has placed it the old attempt goes on; refused, it stays where it is, and
+where its node leaves, it asks again. Pure.
 """
 
-from gateway.attempt import Move
+from gateway.attempt import Attempt, Move
 from gateway.attempts import Attempts
 from gateway.live import LiveRequests
 from gateway.request import LiveRequest
@@ -13,6 +15,7 @@ from tandem.states import RequestState
 
 MAX_MOVING = 4  # a node that drains must go on serving those that wait
 ASK_AGAIN_S = 3.0
+WISH_AGAIN_S = 10.0  # between two moves of one request that no node's leaving asks for
 
 
 class Moves:
@@ -29,28 +32,45 @@ class Moves:
         self._moving = {k for k in self._moving if k in requests and _is_moving(requests[k])}
         for key in list(self._moving):
             move = requests[key].move
-            if move is not None and move.leaving.node_id not in self._live.draining:
+            if move is None or move.is_wished:
+                continue
+            if move.leaving.node_id not in self._live.leaving:
                 self._stay(requests[key], now)
-        if not self._live.draining:
+        if not self._live.leaving:
             return
         for request in requests.values():
             if len(self._moving) >= MAX_MOVING:
                 return
-            self._begin(request, now)
+            attempt = request.attempt
+            if attempt is not None and attempt.decode.node_id in self._live.leaving:
+                self._begin(request, attempt, now)
 
-    def _begin(self, request: LiveRequest, now: float) -> None:
-        attempt = request.attempt
-        if (
-            attempt is not None
-            and request.state is RequestState.DECODING
-            and attempt.decode.node_id in self._live.draining
-            and request.move is None
-            and attempt.ending is None
-            and now >= request.move_again_at
-        ):
-            request.move = Move(request.next_number(), attempt.decode)
-            self._moving.add(request.request_id)
-            self._attempts.ask(request, now, request.move)
+    def wish(self, request_id: bytes, number: int, now: float) -> bool:
+        """Begin to move a request that is still in this attempt; False where it stays.
+
+        Like any move it is in flight until the new decode node's word, and few are at a time.
+        """
+        request = self._live.by_id.get(request_id)
+        attempt = None if request is None else request.attempt
+        if request is None or attempt is None or attempt.number != number:
+            self._live.num_dropped += 1
+            return False
+        if len(self._moving) >= MAX_MOVING:
+            return False
+        return self._begin(request, attempt, now, is_wished=True)
+
+    def _begin(
+        self, request: LiveRequest, attempt: Attempt, now: float, *, is_wished: bool = False
+    ) -> bool:
+        is_free = request.move is None and attempt.ending is None and now >= request.move_again_at
+        if request.state is not RequestState.DECODING or not is_free:
+            return False
+        request.move = Move(request.next_number(), attempt.decode, is_wished)
+        if is_wished:
+            request.move_again_at = now + WISH_AGAIN_S
+        self._moving.add(request.request_id)
+        self._attempts.ask(request, now, request.move)
+        return True
 
     def placed(self, request: LiveRequest, move: Move, placed: Placed, now: float) -> None:
         """The new attempt takes the old one's place, whose later tokens are void.
@@ -74,9 +94,11 @@ class Moves:
         self._stay(request, now)
 
     def _stay(self, request: LiveRequest, now: float) -> None:
+        assert request.move is not None, "only what moves can stay"
+        wait_s = WISH_AGAIN_S if request.move.is_wished else ASK_AGAIN_S
         self._live.demands.drop_question(request.request_id)
         request.move = None
-        request.move_again_at = now + ASK_AGAIN_S
+        request.move_again_at = now + wait_s
 
 
 def _is_moving(request: LiveRequest) -> bool:

@@ -62,6 +62,7 @@ class LiveRequest:
     failures: list[Failure] = field(default_factory=list)
     targets: SlaTargets | None = None
     asked_at: float | None = None  # None while its turn to be placed again has not come
+    ask_at: float | None = None  # when that is a matter of time
     refused: PlaceRefused | None = None  # the last answer, where the question is repeated
     placed_at: float | None = None
     first_token_at: float | None = None
