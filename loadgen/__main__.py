@@ -7,10 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from loadgen.arrivals import poisson_arrivals
 from loadgen.checkpoint import Shape, write_checkpoint
-from loadgen.measure import Measurement, run_workload
+from loadgen.measure import run_workload
+from loadgen.open_loop import DueRequest, run_open_loop
 from loadgen.policies import Comparison, compare, format_row
-from loadgen.report import format_summary, json_line, machine, summarise
+from loadgen.report import format_summary, json_line, machine, summarise, summarise_open
 from loadgen.workload import Workload, read_lengths, sample_workload
 from tandem.async_client import AsyncClient
 from tandem.errors import TandemError
@@ -33,6 +35,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--clip", type=int, default=256, help="longest output")
     run.add_argument("--vocab-size", type=int, default=4096, help="prompts are random ids below it")
     run.add_argument("--seed", type=int, default=0)
+    run.add_argument(
+        "--rate", type=float, help="open loop: Poisson arrivals per second, whatever is in flight"
+    )
+    run.add_argument("--ttft-ms", type=float, default=2000.0, help="open loop: target of each")
+    run.add_argument("--tpot-ms", type=float, default=100.0, help="open loop: target of each")
+    run.add_argument("--drain-s", type=float, default=30.0, help="open loop: wait for the last")
     policies = commands.add_parser("policies", help="continuous against static batching")
     policies.add_argument(
         "--lengths",
@@ -65,21 +73,39 @@ def bench_run(args: argparse.Namespace) -> dict[str, Any]:
             prompt_len=args.prompt_len,
             seed=args.seed,
         )
-    summary = summarise(asyncio.run(_drive(args, workload)))
+    measure = _drive if args.rate is None else _drive_open
+    summary = asyncio.run(measure(args, workload))
     print(format_summary(summary))
     return {"benchmark": "run", "workload": workload.name, **summary}
 
 
-async def _drive(args: argparse.Namespace, workload: Workload) -> Measurement:
+async def _drive(args: argparse.Namespace, workload: Workload) -> dict[str, Any]:
     async with AsyncClient(args.gateway) as client:
         await client.wait_until_ready(10.0)
-        return await run_workload(
+        measured = await run_workload(
             client,
             workload,
             vocab_size=args.vocab_size,
             max_in_flight=args.max_in_flight,
             seed=args.seed,
         )
+    return summarise(measured)
+
+
+async def _drive_open(args: argparse.Namespace, workload: Workload) -> dict[str, Any]:
+    times = poisson_arrivals(args.rate, len(workload.output_lens), args.seed)
+    requests = [
+        DueRequest(at_s, prompt_len, num_tokens, args.ttft_ms / 1e3, args.tpot_ms / 1e3)
+        for at_s, prompt_len, num_tokens in zip(
+            times, workload.prompt_lens, workload.output_lens, strict=True
+        )
+    ]
+    async with AsyncClient(args.gateway) as client:
+        await client.wait_until_ready(10.0)
+        measured = await run_open_loop(
+            client, requests, vocab_size=args.vocab_size, drain_s=args.drain_s, seed=args.seed
+        )
+    return summarise_open(measured)
 
 
 def bench_policies(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,11 +5,12 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 
 from loadgen.workload import Workload
-from tandem.async_client import AsyncClient
+from tandem.async_client import AsyncClient, RequestOptions
 from tandem.errors import TandemError
 from tandem.messages.common import Timeline
 from tandem.sampling import SamplingParams
@@ -29,6 +30,7 @@ class RequestSample:
     sla_attained: bool
     request_id: str
     timeline: Timeline
+    num_cached_tokens: int = 0
 
     @property
     def tpot_s(self) -> float | None:
@@ -84,17 +86,26 @@ async def run_workload(
 
 
 async def measure_request(
-    client: AsyncClient, prompt_ids: Sequence[int], num_tokens: int
+    client: AsyncClient,
+    prompt_ids: Sequence[int],
+    num_tokens: int,
+    *,
+    since: float | None = None,
+    **options: Unpack[RequestOptions],
 ) -> RequestSample:
-    """One greedy request of exactly `num_tokens` output tokens."""
+    """One greedy request of exactly `num_tokens` output tokens.
+
+    Times count from `since`, on the clock of `time.perf_counter`; by default from now.
+    """
     params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-    sent = time.perf_counter()
+    began = time.perf_counter() if since is None else since
     times: list[float] = []
     num_received = 0
-    stream = await client.submit(prompt_ids=prompt_ids, params=params)
+    asked: RequestOptions = {**options, "params": params}
+    stream = await client.submit(prompt_ids=prompt_ids, **asked)
     async with stream:
         async for chunk in stream:
-            times.append(time.perf_counter() - sent)
+            times.append(time.perf_counter() - began)
             num_received += len(chunk.token_ids)
         result = stream.result
     gaps = tuple(b - a for a, b in itertools.pairwise(times))
@@ -106,4 +117,5 @@ async def measure_request(
         result.sla_attained,
         result.request_id,
         result.timeline,
+        result.usage.num_cached_tokens,
     )
