@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from scheduling.batch.fifo import FifoPolicy
+from scheduling.batch.fifo import FifoPolicy, OrcaPolicy
 from scheduling.batch.options import (
     NoOptions,
     check_names,
@@ -71,6 +71,9 @@ class CommonOptions:
 
 BATCH_POLICIES: dict[str, PolicyEntry] = {
     "fifo": PolicyEntry("continuous batching, first come first served", lambda _: FifoPolicy()),
+    "orca": PolicyEntry(
+        "admits where the full length fits, computes prompts whole", lambda _: OrcaPolicy()
+    ),
     "static": PolicyEntry(
         "a batch runs until its longest request ends; ended rows are computed on",
         lambda options: StaticPolicy(options, keep_finished_rows=True),

@@ -18,16 +18,16 @@ class NoOptions:
     """For a policy that has none of its own."""
 
 
-def split_options(pairs: Sequence[str]) -> dict[str, str]:
+def split_options(pairs: Sequence[str], role: str = "batch") -> dict[str, str]:
     """`KEY=VALUE` texts as a mapping. Raises ValueError for other texts and repeated keys."""
     options: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise ValueError(f"batch option {pair!r} is not KEY=VALUE, as in guard_ms=3000")
+            raise ValueError(f"{role} option {pair!r} is not KEY=VALUE, as in guard_ms=3000")
         if key in options:
-            raise ValueError(f"batch option {key!r} is given twice: give it once")
+            raise ValueError(f"{role} option {key!r} is given twice: give it once")
         options[key] = value.strip()
     return options
 
@@ -48,20 +48,20 @@ def check_names(given: Mapping[str, str], known: Mapping[str, ConfigField], owne
             )
 
 
-def parse_options(kind: type[O], given: Mapping[str, str]) -> O:
+def parse_options(kind: type[O], given: Mapping[str, str], role: str = "batch") -> O:
     """These options, the defaults where not given; keys of other classes are passed over.
 
     Raises ValueError with what the value should be.
     """
     values = {
-        field.name: _convert(field, given[field.name])
+        field.name: _convert(field, given[field.name], role)
         for field in fields_of(kind)
         if field.name in given
     }
     return kind(**values)
 
 
-def _convert(field: ConfigField, text: str) -> Any:  # noqa: ANN401
+def _convert(field: ConfigField, text: str, role: str) -> Any:  # noqa: ANN401
     if field.is_optional and text.lower() == "none":
         return None
     try:
@@ -70,7 +70,7 @@ def _convert(field: ConfigField, text: str) -> Any:  # noqa: ANN401
         value = math.nan
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(
-            f"batch option {field.name}={text} must be {_expected(field)}: {field.text}"
+            f"{role} option {field.name}={text} must be {_expected(field)}: {field.text}"
         )
     return value
 
@@ -82,7 +82,7 @@ def _expected(field: ConfigField) -> str:
     return words.get(field.base, "text") + (", or none" if field.is_optional else "")
 
 
-def require(is_fine: bool, advice: str) -> None:
+def require(is_fine: bool, advice: str, role: str = "batch") -> None:
     """Raises ValueError with this advice where an option's value makes no sense."""
     if not is_fine:
-        raise ValueError(f"batch option {advice}")
+        raise ValueError(f"{role} option {advice}")

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from scheduling.batch.composing import oldest_first, prefill_chunks
+from scheduling.batch.composing import StepBuilder, oldest_first
+from scheduling.batch.fifo import with_room_to_end
 from scheduling.batch.options import require
 from scheduling.views import NodeView, RequestKey, SequenceView, Services, StepPlan
 from tandem.config import Help
@@ -28,7 +29,8 @@ class StaticPolicy:
     """Static batching: a batch forms, runs until its longest request ends, then the next forms.
 
     keep_finished_rows: ended requests stay in the batch as padding rows that are computed and
-    dropped, as a tensor of fixed batch size really does; otherwise their rows are left out.
+    dropped, as a tensor of fixed batch size really does; otherwise their rows are left out. Each
+    is admitted only with room for its full length.
     """
 
     def __init__(
@@ -41,33 +43,34 @@ class StaticPolicy:
 
     def plan(self, view: NodeView, services: Services) -> StepPlan:
         """Continue the batch, or form the next one."""
-        admitted: tuple[SequenceView, ...] = ()
+        step = StepBuilder(view)
+        step.decode(oldest_first(view.running))
         wake_at = None
         if not view.running:
             self._batch.clear()
-            admitted, wake_at = self._form_batch(view)
-        running = view.running + admitted
-        padding = self._padding(running)
-        budget = view.max_num_batched_tokens - len(running) - len(padding)
-        return StepPlan(
-            decode=tuple(s.key for s in running),
-            admit=tuple(s.key for s in admitted),
-            prefill=prefill_chunks(view.prefill, budget),
-            padding_contexts=padding,
-            wake_at=wake_at,
-        )
+            wake_at = self._form_batch(view, step)
+        admitted = tuple(s for s in view.waiting + view.swapped if s.key in step.decoding)
+        padding = self._padding(view.running + admitted)
+        padding = padding[: view.max_num_seqs - len(step.decoding)]
+        step.num_tokens -= len(padding)
+        step.prefill(view.prefill)
+        return step.plan(wake_at=wake_at, padding_contexts=padding)
 
-    def _form_batch(self, view: NodeView) -> tuple[tuple[SequenceView, ...], float | None]:
-        if not view.waiting:
+    def _form_batch(self, view: NodeView, step: StepBuilder) -> float | None:
+        """Admit what fits at full length; or when to look again for company."""
+        candidates = with_room_to_end(view, step)
+        if not candidates:
             self._waiting_since = None
-            return (), None
+            return None
         if self._waiting_since is None:
             self._waiting_since = view.now
         wake_at = self._waiting_since + self._max_wait_s
-        if len(view.waiting) < view.max_num_seqs and view.now < wake_at:
-            return (), wake_at
+        has_all = len(candidates) == len(view.waiting) + len(view.swapped)
+        if has_all and len(candidates) < view.max_num_seqs and view.now < wake_at:
+            return wake_at
         self._waiting_since = None
-        return tuple(oldest_first(view.waiting)[: view.max_num_seqs]), None
+        step.admit(candidates)
+        return None
 
     def _padding(self, running: tuple[SequenceView, ...]) -> tuple[int, ...]:
         # A dead row's context grows with the batch, up to where the longest member may end.
