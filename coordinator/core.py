@@ -20,7 +20,8 @@ from coordinator.reports import (
     gateway_status,
     node_status,
 )
-from scheduling.routing.placement import QueueLimits, make_policy
+from scheduling.routing.catalogue import make_policy
+from scheduling.routing.placement import QueueLimits
 from scheduling.sla import parse_sla_table
 from tandem.messages.membership import (
     ClusterStatus,

@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduling.routing.catalogue import make_policy
 from scheduling.routing.placement import (
     Candidate,
     Demand,
-    LeastLoaded,
     Placement,
     QueueLimits,
     Refusal,
-    make_policy,
 )
 
 NO_LIMITS = QueueLimits(10**9, 10**9)
@@ -82,13 +81,13 @@ def mixed(name: str, **changes) -> Candidate:
 
 def route(demand: Demand, *nodes: Candidate, limits: QueueLimits = NO_LIMITS):
     """The (prefill, decode) names, or the refusal."""
-    answer = LeastLoaded(limits).route(demand, nodes)
+    answer = make_policy("least_loaded", limits).route(demand, nodes)
     return (answer.prefill, answer.decode) if isinstance(answer, Placement) else answer
 
 
 @given(DEMANDS, clusters())
 def test_a_placement_can_be_carried_out_and_a_refusal_is_true(demand, nodes) -> None:
-    answer = LeastLoaded(NO_LIMITS).route(demand, nodes)
+    answer = make_policy("least_loaded", NO_LIMITS).route(demand, nodes)
     serving = [n for n in nodes if not n.draining]
     prefills = [n for n in serving if n.prefill_weight > 0]
     decodes = [n for n in serving if n.decode_weight > 0]
@@ -106,9 +105,8 @@ def test_a_placement_can_be_carried_out_and_a_refusal_is_true(demand, nodes) -> 
 
 @given(DEMANDS, clusters())
 def test_the_same_view_has_the_same_answer(demand, nodes) -> None:
-    assert LeastLoaded(NO_LIMITS).route(demand, nodes) == LeastLoaded(NO_LIMITS).route(
-        demand, nodes[::-1]
-    )
+    policy = make_policy("least_loaded", NO_LIMITS)
+    assert policy.route(demand, nodes) == policy.route(demand, nodes[::-1])
 
 
 def test_policies_are_made_by_name() -> None:
