@@ -363,6 +363,11 @@ class DecodeGuest:
         """Whether its `Decode` came, or it is over."""
         return key in self._entries or self._attempts.is_closed(key)
 
+    def has_had(self, request_id: bytes) -> bool:
+        """Whether some attempt of the request is here, or was."""
+        is_over = self._attempts.is_closed((request_id, 1))
+        return is_over or any(key[0] == request_id for key in self._entries)
+
     @property
     def num_requests(self) -> int:
         """Requests, KV without a command, and grants that are not over."""

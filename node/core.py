@@ -1,24 +1,25 @@
 """A node without sockets, clock or device: routes events to its guests, composes steps. Pure.
 
+A closed role (weight 0) takes no new work; pool, cache, mappings and what is here stay.
+
 The step thread calls `handle` for what came in, `plan` for the next step, `computed` when the
 runner has run it, `tick` in between; each returns what the shell should do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from node.actions import CacheChanged, NodeAction, Reply
-from node.guest import DecodeRole, Guest, PrefillRole
+from node.guest import DecodeRole, PrefillRole
 from node.plan_check import check_plan
+from node.refusals import explain_closed, explain_contradiction, explain_invalid, refusal
 from node.runner import SequenceStep, StepBatch, StepResult
 from node.state import NodeState
 from scheduling.views import BatchPolicy, NodeView, RequestKey, Services, StepPlan
-from tandem.frames import TokenIds
 from tandem.messages import handoff, serving
 from tandem.messages.common import NodeRef
 from tandem.messages.membership import NodeLoad, RoleWeights
-from tandem.sampling import validate
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -75,7 +76,23 @@ class CacheWanted:
     """The coordinator has missed a change of the prefix cache: tell all of it."""
 
 
-Event = FromPeer | FromNode | FromBulk | NodeLost | GatewaySilent | Admitted | CacheWanted
+@dataclass(frozen=True, slots=True)
+class RolesChanged:
+    """The coordinator gave this node other weights, in force from the next step on."""
+
+    weights: RoleWeights
+
+
+Event = (
+    FromPeer
+    | FromNode
+    | FromBulk
+    | NodeLost
+    | GatewaySilent
+    | Admitted
+    | CacheWanted
+    | RolesChanged
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +161,16 @@ class NodeCore:
             case CacheWanted():
                 self._is_cache_wanted = True
                 return []
+            case RolesChanged(weights):
+                self._limits = replace(self._limits, weights=weights)
+                return []
 
     def _from_peer(self, peer: bytes, message: msgspec.Struct, now: float) -> list[NodeAction]:
         match message:
             case serving.Prefill() | serving.Decode():
-                refusal = self._refuse(message)
-                if refusal is not None:
-                    return [Reply(peer, refusal)]
+                refused = self._refuse(message)
+                if refused is not None:
+                    return [Reply(peer, refused)]
                 earlier = (message.spec.request_id, message.spec.attempt - 1)
                 actions = self._cancel(earlier, now) if earlier[1] else []
                 guest = self._prefill if isinstance(message, serving.Prefill) else self._decode
@@ -189,55 +209,14 @@ class NodeCore:
         return self._prefill.cancel(key, now) + self._decode.cancel(key, now)
 
     def _refuse(self, command: serving.Prefill | serving.Decode) -> serving.CommandRefused | None:
-        """Why this node cannot run the command; the gateway has checked the same before."""
-        spec = command.spec
-        model = self._state.identity.model
-        num_prompt, max_tokens = len(spec.prompt_ids), spec.params.max_tokens
-        problem = None
-        if num_prompt == 0 or max_tokens is None or max_tokens < 1:
-            problem = "a command needs at least one prompt token and max_tokens of 1 or more"
-        elif len(spec.output_ids) >= max_tokens:
-            problem = f"{len(spec.output_ids)} tokens delivered, max_tokens is {max_tokens}"
-        elif num_prompt + max_tokens > model.max_model_len:
-            problem = (
-                f"{num_prompt} + {max_tokens} tokens exceed the context, {model.max_model_len}"
-            )
-        elif not all(
-            _are_tokens(ids, model.vocab_size) for ids in (spec.prompt_ids, spec.output_ids)
-        ):
-            problem = f"token ids must be from 0 to {model.vocab_size - 1}"
-        elif isinstance(command, serving.Prefill) and self._is_me(command.decode.node_id):
-            problem = (
-                "a node hands nothing over to itself: place the request without a prefill node"
-            )
-        elif self._contradicts(command):
-            problem = "a node is not both the prefill and the decode node of one attempt"
-        else:
-            try:
-                validate(spec.params, model.vocab_size, model.max_model_len)
-            except ValueError as error:
-                problem = str(error)
-        if problem is None:
-            return None
-        return serving.CommandRefused(
-            command="prefill" if isinstance(command, serving.Prefill) else "decode",
-            request_id=spec.request_id,
-            attempt=spec.attempt,
-            code="invalid_request",
-            message=problem[:1000],
-        )
-
-    def _contradicts(self, command: serving.Prefill | serving.Decode) -> bool:
-        """Whether the node has, or had, the other part of the same attempt, and not this one."""
-        mine: Guest = self._prefill
-        other: Guest = self._decode
-        if isinstance(command, serving.Decode):
-            mine, other = other, mine
-        key = (command.spec.request_id, command.spec.attempt)
-        return other.knows(key) and not mine.knows(key)
-
-    def _is_me(self, node_id: str) -> bool:
-        return node_id == self._state.identity.node_id
+        """Why this node does not take the command, if it does not."""
+        guests = (self._prefill, self._decode)
+        identity = self._state.identity
+        problem = explain_invalid(command, identity) or explain_contradiction(command, *guests)
+        if problem is not None:
+            return refusal(command, "invalid_request", problem)
+        closed = explain_closed(command, self._limits.weights, *guests)
+        return None if closed is None else refusal(command, "not_serving", closed)
 
     def tick(self, now: float) -> list[NodeAction]:
         """Let guests start, resend and grant; send what was emitted."""
@@ -335,7 +314,3 @@ class NodeCore:
         emitter = self._state.emitter
         left = self._prefill.num_requests + self._decode.num_requests
         return left + emitter.num_unacknowledged == 0
-
-
-def _are_tokens(ids: TokenIds, vocab_size: int) -> bool:
-    return len(ids) == 0 or (ids.array.min() >= 0 and ids.array.max() < vocab_size)

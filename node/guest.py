@@ -81,6 +81,9 @@ class DecodeRole(Guest, Protocol):
     def has_kv(self, peer: bytes, key: RequestKey) -> bool:
         """Whether the attempt goes on, or ended, here: its prefill node is not needed any more."""
 
+    def has_had(self, request_id: bytes) -> bool:
+        """Whether some attempt of the request is or was here: its pages are, or may be, cached."""
+
     def waiting(self) -> tuple[SequenceView, ...]:
         """Requests with KV that no policy has admitted yet."""
 

@@ -4,6 +4,8 @@ The lease counts from when the last acknowledged heartbeat was *sent*, on this n
 node whose lease lapsed goes on with what it has (gateways fence by epoch) and keeps beating: the
 coordinator renews the lease, or has it say hello again, which gives it a higher epoch. Only the
 highest incarnation of the coordinator is obeyed, and no epoch that is lower than an earlier one.
+Of orders to change roles the highest (incarnation, number) counts, over epochs and coordinators;
+heartbeats and hellos say which weights are in force.
 """
 
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from tandem.messages.membership import (
     NodeRefused,
     NodeWelcome,
     Rejoin,
+    RoleOrder,
+    RoleWeights,
 )
 
 HELLO_S = 1.0
@@ -59,7 +63,14 @@ class DrainWanted:
     """An operator wants the node to leave; repeated until it has."""
 
 
-Outcome = Joined | TurnedAway | Forgotten | SnapshotWanted | DrainWanted
+@dataclass(frozen=True, slots=True)
+class RolesOrdered:
+    """The node shall have these weights from now on."""
+
+    weights: RoleWeights
+
+
+Outcome = Joined | TurnedAway | Forgotten | SnapshotWanted | DrainWanted | RolesOrdered
 
 
 class Membership:
@@ -80,6 +91,7 @@ class Membership:
         self._snapshot_sequence = 0
         self._drain_sequence: int | None = None
         self._is_drain_acknowledged = False
+        self._obeyed = (0, 0)  # the highest order: its coordinator's incarnation and its number
         self.num_dropped = 0
 
     @property
@@ -103,7 +115,7 @@ class Membership:
             case NodeRefused(reason=reason) if not self._epoch:
                 return [TurnedAway(reason)]
             case HeartbeatAck(epoch=epoch) if epoch == self._epoch:
-                return self._acknowledged(message)
+                return self._acknowledged(message, now)
             case Rejoin(reason=reason) if self._epoch:
                 self._heartbeat_s = HELLO_S
                 self._next_send_at = now
@@ -130,21 +142,33 @@ class Membership:
         self._drain_sequence, self._is_drain_acknowledged = None, False
         return Joined(welcome.epoch)
 
-    def _acknowledged(self, ack: HeartbeatAck) -> list[Outcome]:
+    def _acknowledged(self, ack: HeartbeatAck, now: float) -> list[Outcome]:
+        outcomes = self._ordered(ack.roles, now)
         sent_at = self._sent_at.pop(ack.sequence, None)
-        if sent_at is None:
-            self.num_dropped += 1
-            return []
+        if sent_at is None:  # an order comes at once, with an acknowledgement that was told before
+            self.num_dropped += not outcomes
+            return outcomes
         self._lease_ends_at = max(self._lease_ends_at, sent_at + self._lease_s)
         if self._drain_sequence is not None and ack.sequence >= self._drain_sequence:
             self._is_drain_acknowledged = True
-        outcomes: list[Outcome] = []
         if ack.wants_snapshot and self._is_snapshot_missing(ack.sequence):
             self._feed.restart()
             outcomes.append(SnapshotWanted())
         if ack.drain:
             outcomes.append(DrainWanted())
         return outcomes
+
+    def _ordered(self, order: RoleOrder | None, now: float) -> list[Outcome]:
+        """Take an order that is none of those obeyed before; it is told on at once."""
+        if order is None or not (order.weights.prefill or order.weights.decode):
+            return []
+        number = (order.coordinator_incarnation, order.number)
+        if number <= self._obeyed:
+            return []
+        self._obeyed = number
+        self._hello = msgspec.structs.replace(self._hello, weights=order.weights)
+        self._next_send_at = now  # a role is open once a heartbeat said so
+        return [RolesOrdered(order.weights)]
 
     def _is_snapshot_missing(self, sequence: int) -> bool:
         """Whether none is awaited from the index, nor on its way since that heartbeat."""
@@ -182,6 +206,7 @@ class Membership:
             draining=draining,
             load=load,
             cache=cache,
+            weights=self._hello.weights,
         )
 
     def goodbye(self) -> Goodbye:

@@ -10,7 +10,15 @@ import time
 from typing import Any
 
 from node.actions import CacheChanged, NodeAction, NodeNotice, Reply, SendToNode
-from node.core import Admitted, CacheWanted, Event, FromPeer, GatewaySilent, NodeLost
+from node.core import (
+    Admitted,
+    CacheWanted,
+    Event,
+    FromPeer,
+    GatewaySilent,
+    NodeLost,
+    RolesChanged,
+)
 from node.drain import Drain
 from node.loop import StepLoop
 from node.membership import (
@@ -19,6 +27,7 @@ from node.membership import (
     Joined,
     Membership,
     Outcome,
+    RolesOrdered,
     SnapshotWanted,
     TurnedAway,
 )
@@ -201,6 +210,9 @@ class NodeShell:
                 log.warning("the coordinator asks for a new hello: %s", reason)
             case SnapshotWanted():
                 self.insist(CacheWanted())
+            case RolesOrdered(weights):
+                log.info("roles: prefill %g, decode %g", weights.prefill, weights.decode)
+                self.insist(RolesChanged(weights))
             case DrainWanted():
                 self.start_drain("an operator wants this node to leave")
 

@@ -5,6 +5,7 @@ from scripts.mutation.mutation import Mutation
 LEDGER = "tests/node/test_ledger.py"
 EMITTER = "tests/node/test_emitter.py"
 MEMBERSHIP = "tests/node/test_membership.py"
+ROLES = "tests/node/test_roles.py"
 REUSE = "tests/node/test_prefix_reuse.py"
 INDEX = "tests/node/test_prefix_index.py"
 HASHES = "tests/scheduling/test_page_hash.py"
@@ -189,15 +190,15 @@ STEPS = (
     Mutation(
         "command-length",
         "a command beyond the context is refused",
-        "node/core.py",
-        "elif num_prompt + max_tokens > model.max_model_len:",
-        "elif False:",
+        "node/refusals.py",
+        "if num_prompt + max_tokens > model.max_model_len:",
+        "if False:",
         (FAULTS,),
     ),
     Mutation(
         "command-tokens",
         "a command with ids that are none is refused",
-        "node/core.py",
+        "node/refusals.py",
         "_are_tokens(ids, model.vocab_size) for ids in (spec.prompt_ids, spec.output_ids)",
         "True for ids in (spec.prompt_ids, spec.output_ids)",
         (FAULTS,),
@@ -205,10 +206,26 @@ STEPS = (
     Mutation(
         "hand-over-to-itself",
         "a node hands nothing over to itself",
-        "node/core.py",
-        "elif isinstance(command, serving.Prefill) and self._is_me(command.decode.node_id):",
-        "elif False:",
+        "node/refusals.py",
+        "if isinstance(command, Prefill) and command.decode.node_id == identity.node_id:",
+        "if False:",
         (FAULTS,),
+    ),
+    Mutation(
+        "closed-role",
+        "new work of a closed role is refused",
+        "node/refusals.py",
+        "if is_closed and not is_here else None",
+        "if False else None",
+        (ROLES,),
+    ),
+    Mutation(
+        "granted-work-is-honoured",
+        "attempts that are at a node whose role is closed go on",
+        "node/refusals.py",
+        "if is_closed and not is_here else None",
+        "if is_closed else None",
+        (ROLES,),
     ),
     Mutation(
         "earlier-attempt-ends",
@@ -252,6 +269,14 @@ JOINING = (
         "if welcome.coordinator_incarnation < self._coordinator_incarnation:",
         "if False:",
         (MEMBERSHIP,),
+    ),
+    Mutation(
+        "newest-order",
+        "no order is obeyed after a newer one",
+        "node/membership.py",
+        "if number <= self._obeyed:",
+        "if False:",
+        (ROLES,),
     ),
     Mutation(
         "acknowledged-epoch",
