@@ -17,7 +17,8 @@ from gateway.server import BEAT_S, TICK_S
 from simulator.clock import Clock
 from simulator.knobs import Knobs
 from simulator.network import Link, Network
-from simulator.node_process import COORDINATOR, EOS, model_identity
+from simulator.node_process import COORDINATOR
+from simulator.node_setup import EOS, model_identity
 from simulator.oracle import letters
 from simulator.process import Process
 from tandem.messages.client import CancelRequest, Received, Refused, Resume, Submit

@@ -3,7 +3,6 @@ I/O goes on while a step is computed, and the core waits, as in a real node."""
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -22,6 +21,7 @@ from node.core import (
     GatewaySilent,
     Limits,
     NodeCore,
+    RolesChanged,
     Step,
 )
 from node.drain import Drain
@@ -33,6 +33,7 @@ from node.membership import (
     Forgotten,
     Joined,
     Membership,
+    RolesOrdered,
     SnapshotWanted,
     TurnedAway,
 )
@@ -49,48 +50,16 @@ from simulator.bulk import BulkSide, Surroundings
 from simulator.clock import Clock, Violation
 from simulator.knobs import Knobs
 from simulator.network import Network
+from simulator.node_setup import EOS, Directory, NodeSetup, model_identity
 from simulator.owners import Owners
 from simulator.process import Process
-from tandem.messages.common import ModelIdentity
 from tandem.messages.handoff import FromWriter, OwnerWelcome, Reserve, TransportOffer, WriterHello
 from tandem.messages.membership import NodeHello, NodeLoad, RoleWeights
 from tandem.messages.serving import PeerBeat
 
 COORDINATOR = "sim://coordinator"
-EOS = 7
 IN_CORE = (CacheChanged, NodeNotice, Reply, SendToNode)
 WRITER_EVENTS = (kv.PagesWritten, kv.WriteFailed, kv.PagesRead, kv.ReadFailed)
-
-
-def model_identity(knobs: Knobs) -> ModelIdentity:
-    """The model that everybody serves."""
-    return ModelIdentity(
-        served_name="fake",
-        weights_fingerprint="w",
-        tokenizer_fingerprint="t",
-        dtype="float32",
-        max_model_len=knobs.max_prompt + knobs.max_output,
-        vocab_size=knobs.vocab_size,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSetup:
-    """Who a node process is."""
-
-    node_id: str
-    index: int
-    incarnation: int
-    clock_offset_s: float
-    drift: float
-
-
-class Directory:
-    """Bulk sides by the address that a welcome names."""
-
-    def __init__(self, transport_of: Callable[[str, str], str]) -> None:
-        self.sides: dict[str, BulkSide] = {}
-        self.transport_of = transport_of
 
 
 class NodeProcess:
@@ -360,6 +329,9 @@ class NodeProcess:
                 case SnapshotWanted():
                     self.process.clock.reach("cache snapshot asked for")
                     self.offer(CacheWanted())
+                case RolesOrdered(weights):
+                    self.process.clock.reach("roles changed")
+                    self.offer(RolesChanged(weights))
                 case DrainWanted():
                     self.start_drain()
 

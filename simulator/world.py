@@ -9,7 +9,8 @@ from simulator.coordinator_process import CoordinatorProcess
 from simulator.gateway_process import GatewayProcess
 from simulator.knobs import Knobs
 from simulator.network import Network
-from simulator.node_process import Directory, NodeProcess, NodeSetup
+from simulator.node_process import NodeProcess
+from simulator.node_setup import Directory, NodeSetup
 from simulator.oracle import Request
 from simulator.process import Process
 
