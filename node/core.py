@@ -131,6 +131,7 @@ class NodeCore:
         self._policy = policy
         self._limits = limits
         self._services = services
+        state.costs.start_from(services.costs)
         self.num_steps = 0
         self.num_illegal_plans = 0
         self.num_unexpected = 0
@@ -246,6 +247,7 @@ class NodeCore:
         sequences += [self._prefill.step(key, num, now) for key, num in plan.prefill]
         if not sequences:
             return None
+        self._state.costs.step_began(now)
         return Step(plan, StepBatch(tuple(sequences), plan.padding_contexts))
 
     def _view(self, now: float) -> NodeView:
@@ -266,6 +268,9 @@ class NodeCore:
     def computed(self, step: Step, result: StepResult, now: float) -> list[NodeAction]:
         """The runner has run the step."""
         self.num_steps += 1
+        if self._state.costs.step_ended(step.plan, step.batch, now):
+            self._services = Services(self._state.costs.current)
+            self._prefill.use(self._services)
         actions: list[NodeAction] = []
         num_decode = len(step.plan.decode)
         for key, sampled in zip(step.plan.decode, result.sampled[:num_decode], strict=True):
@@ -288,7 +293,8 @@ class NodeCore:
     def load(self, step_age_s: float) -> NodeLoad:
         """What heartbeats carry."""
         num_prompts, num_tokens = self._prefill.num_waiting()
-        running, waiting = len(self._decode.running()), len(self._decode.waiting())
+        rows = self._decode.running()
+        running, waiting = len(rows), len(self._decode.waiting())
         num_requests = self._prefill.num_requests + self._decode.num_requests
         return NodeLoad(
             num_steps=self.num_steps,
@@ -301,6 +307,9 @@ class NodeCore:
             num_requests=num_requests + self._state.emitter.num_unacknowledged,
             num_tokens_out=self._state.emitter.num_tokens,
             pages=self._state.ledger.counts(),
+            num_decode_tokens=sum(row.num_tokens for row in rows),
+            busy_s=self._state.costs.busy_s,
+            costs=self._state.costs.learned,
         )
 
     @property

@@ -11,7 +11,7 @@ import msgspec
 from node.actions import NodeAction
 from node.resident import Resident
 from node.runner import Sampled, SequenceStep
-from scheduling.views import RequestKey, SequenceView
+from scheduling.views import RequestKey, SequenceView, Services
 from tandem.messages.common import NodeRef
 
 
@@ -60,6 +60,9 @@ class Guest(Protocol):
 
 class PrefillRole(Guest, Protocol):
     """The prefill guest as the node and the decode guest see it."""
+
+    def use(self, services: Services) -> None:
+        """What its policy may ask from now on."""
 
     def views(self, now: float) -> tuple[SequenceView, ...]:
         """Prompts that may run now, first first."""

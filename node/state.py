@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from node.emitter import Emitter
 from node.ledger import PageLedger, PageState
+from node.live_costs import LiveCosts
 from node.page_pool import PagePool
 from node.prefix_index import PrefixIndex
 from node.resident import Resident
@@ -43,6 +44,7 @@ class NodeState:
     index: PrefixIndex = field(default_factory=PrefixIndex)
     epoch: int = 0
     pool: PagePool = field(init=False)
+    costs: LiveCosts = field(default_factory=LiveCosts)
     _hashers: dict[str, PageHasher] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

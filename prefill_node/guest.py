@@ -61,6 +61,10 @@ class PrefillGuest:
         self._costs = ReadCosts()
         self._attempts = Attempts()
 
+    def use(self, services: Services) -> None:
+        """What its policy may ask from now on."""
+        self._services = services
+
     # --- commands ---------------------------------------------------------------------------
 
     def command(self, peer: bytes, message: msgspec.Struct, now: float) -> list[NodeAction]:
@@ -137,8 +141,10 @@ class PrefillGuest:
                 case kv.SourceReleased(key):
                     self._on_released(key)
                 case kv.Committed(key):
+                    self._state.costs.sending_ended(key, now, is_there=True)
                     self._settle(key, is_proven=True)
                 case kv.TransferFailed(key, code, message):
+                    self._state.costs.sending_ended(key, now, is_there=False)
                     self._settle(key, is_proven=False)
                     self._on_failed(key, code, message, now)
                 case _:
@@ -315,6 +321,7 @@ class PrefillGuest:
         if job.decode is None:
             return []
         num_full = resident.num_computed // self._state.identity.layout.page_size
+        job.num_shipped_pages = num_full
         return self._obey(self._transfers.pages_computed(key, resident.pages[:num_full], now), now)
 
     def _finish(self, job: Job, sampled: Sampled, now: float) -> list[NodeAction]:
@@ -343,6 +350,10 @@ class PrefillGuest:
             emitter.end(resident.peer, ending)
             return self._end(job, now)
         job.phase = Phase.SENDING
+        layout = self._state.identity.layout
+        num_there = max(job.num_shipped_pages, job.num_owner_tokens // layout.page_size)
+        num_bytes = (len(pages) - num_there) * layout.page_bytes
+        self._state.costs.sending_began(resident.key, num_bytes, now)
         return self._obey(self._transfers.finish(resident.key, pages, token, now), now)
 
     # --- ending -----------------------------------------------------------------------------

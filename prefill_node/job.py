@@ -32,6 +32,7 @@ class Job:
     phase: Phase = Phase.QUEUED
     num_owner_tokens: int = 0  # cached at the owner, which lets us read them
     num_read_pages: int = 0  # read, or being read: not proven until the owner took the Commit
+    num_shipped_pages: int = 0  # complete before the last chunk, so written meanwhile
     granted_at: float | None = None
     started_at: float | None = None
 
