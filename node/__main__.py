@@ -39,7 +39,7 @@ from prefill_node.guest import PrefillGuest
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.batch.options import split_options
 from scheduling.costs import UNKNOWN_COSTS
-from scheduling.prefill.fifo import FifoPrefill
+from scheduling.prefill.catalogue import make_prefill_policy
 from scheduling.views import Services
 from tandem.codec import require_readable
 from tandem.config import load_config
@@ -119,7 +119,7 @@ def compose_core(config: NodeConfig, device: Device) -> NodeCore:
     prefill = PrefillGuest(
         state,
         OutgoingTransfers(identity.layout.page_size),
-        FifoPrefill(),
+        make_prefill_policy(config.prefill_policy, split_options(config.prefill_option, "prefill")),
         lookahead_tokens=4 * config.max_num_batched_tokens,
         local=decode,
         services=services,
@@ -305,6 +305,7 @@ def main() -> int:
             allow_unauthenticated=config.allow_unauthenticated,
         )
         make_batch_policy(config.batch_policy, split_options(config.batch_option))
+        make_prefill_policy(config.prefill_policy, split_options(config.prefill_option, "prefill"))
         # Grows over restarts: the higher one has the name, in whatever order they are heard.
         incarnation = (time.time_ns() // 1_000_000 << 21) | secrets.randbits(21)
         made_up = f"{socket.gethostname()[:32]}-{os.getpid()}"

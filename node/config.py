@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from scheduling.batch.catalogue import BATCH_POLICIES
+from scheduling.prefill.catalogue import PREFILL_POLICIES
 from tandem.config import Help
 
 Transport = Literal["auto", "shared_memory", "zmq", "cuda_ipc"]
@@ -68,6 +69,12 @@ class NodeConfig:
     ] = "fifo"
     batch_option: Annotated[
         tuple[str, ...], Help("KEY=VALUE, an option of the batch policy or of its wrappers")
+    ] = ()
+    prefill_policy: Annotated[
+        str, Help(f"order of prompts: {', '.join(PREFILL_POLICIES)}; see docs/scheduling.md")
+    ] = "fifo"
+    prefill_option: Annotated[
+        tuple[str, ...], Help("KEY=VALUE, an option of the prefill policy or of its wrappers")
     ] = ()
     transport: Annotated[
         Transport,

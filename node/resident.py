@@ -7,6 +7,8 @@ from scheduling.views import RequestKey, SequenceView
 from tandem.messages.common import FinishReason
 from tandem.messages.serving import RequestSpec
 
+PREFIX_PAGES = 4  # that name a prefix: 64 tokens of usual pages; SGLang takes 32 tokens
+
 
 class Resident:
     """Tokens and pages of an attempt. `peer` is the routing identity of its gateway.
@@ -28,6 +30,7 @@ class Resident:
         self.num_computed = 0
         self.num_cached = 0
         self.num_promised = 0
+        self.is_begun = False  # some of its prompt was computed here
         self.last_token_at: float | None = None  # of its newest token, drawn here
         self.page_hashes: list[bytes] = []  # of its first full pages, extended as asked
         self._page_size = page_size
@@ -126,6 +129,11 @@ class Resident:
             tenant_weight=self.spec.tenant_weight,
             last_token_at=self.last_token_at,
             prediction=self.spec.prediction,
+            is_begun=self.is_begun,
+            num_cached=self.num_cached,
+            prefix_id=self.page_hashes[PREFIX_PAGES - 1]
+            if len(self.page_hashes) >= PREFIX_PAGES
+            else None,
         )
 
 

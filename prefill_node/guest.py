@@ -14,10 +14,11 @@ from kv_transfer import actions as kv
 from kv_transfer.departures import OutgoingPhase
 from kv_transfer.outgoing import OutgoingTransfers
 from node.actions import NodeAction, Reply, SendToNode
-from node.resident import Attempts, Resident, finish_reason
+from node.resident import PREFIX_PAGES, Attempts, Resident, finish_reason
 from node.runner import Sampled, SequenceStep
 from node.state import NodeState
 from prefill_node.job import Job, Phase
+from prefill_node.order import PromptOrder
 from prefill_node.reading import ReadCosts
 from scheduling.views import PrefillPolicy, RequestKey, SequenceView, Services
 from tandem.messages.common import ErrorCode, NodeRef
@@ -52,10 +53,9 @@ class PrefillGuest:
     ) -> None:
         self._state = state
         self._transfers = transfers
-        self._policy = policy
         self._lookahead_tokens = lookahead_tokens
         self._local = local
-        self._services = services
+        self._order = PromptOrder(policy, services)
         self._jobs: dict[RequestKey, Job] = {}
         self._unproven: dict[RequestKey, Resident] = {}  # committed on top of what was read
         self._costs = ReadCosts()
@@ -85,6 +85,8 @@ class PrefillGuest:
 
     def _enqueue(self, job: Job) -> None:
         self._jobs[job.resident.key] = job
+        self._state.hashes(job.resident, PREFIX_PAGES * self._state.identity.layout.page_size)
+        self._order.changed()
 
     def cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
         """End this attempt and earlier ones, known or not yet known."""
@@ -160,6 +162,7 @@ class PrefillGuest:
         if job.phase is Phase.RESERVING:
             return self._read_or_run(job, now)
         job.phase = Phase.GRANTED
+        self._order.changed()
         return []
 
     def _read_or_run(self, job: Job, now: float) -> list[NodeAction]:
@@ -255,8 +258,7 @@ class PrefillGuest:
         return actions
 
     def _in_order(self, phase: Phase, now: float) -> list[Job]:
-        views = [job.resident.view() for job in self._jobs.values() if job.phase is phase]
-        return [self._jobs[key] for key in self._policy.order(views, now, self._services)]
+        return self._order.of(phase, self._jobs.values(), now)
 
     def _claim_pages(self, job: Job) -> bool:
         resident = job.resident
@@ -289,16 +291,16 @@ class PrefillGuest:
         )
 
     def views(self, now: float) -> tuple[SequenceView, ...]:
-        """Prompts that may run now: those already begun, then the policy's order."""
-        jobs = self._in_order(Phase.RUNNABLE, now)
-        jobs.sort(key=lambda job: job.started_at is None)
-        return tuple(job.resident.view() for job in jobs)
+        """Prompts that may run now, in the policy's order."""
+        return tuple(job.view() for job in self._in_order(Phase.RUNNABLE, now))
 
     def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep:
         """The next chunk of a prompt."""
         job = self._jobs[key]
         if job.started_at is None:
             job.started_at = now
+            job.resident.is_begun = True
+            self._order.changed()
         self._costs.step_began(num_tokens, now)
         return job.resident.step(num_tokens, self._state.identity.eos_token_ids)
 
@@ -327,7 +329,9 @@ class PrefillGuest:
     def _finish(self, job: Job, sampled: Sampled, now: float) -> list[NodeAction]:
         resident = job.resident
         token = job.first_token(sampled, self._state.identity.node_id, now)
+        self._order.ended()
         if job.decode is None:
+            job.phase = Phase.CLOSING
             del self._jobs[resident.key]
             self._attempts.close(resident.key)
             self._local.local_done(resident, token, now)
@@ -373,6 +377,7 @@ class PrefillGuest:
             return []
         is_known_to_owner = job.phase is not Phase.QUEUED and job.decode is not None
         job.phase = Phase.CLOSING
+        self._order.ended()
         if is_known_to_owner:
             return self._obey(self._transfers.cancel(key, now), now)
         self._state.give_back(job.resident)

@@ -1,11 +1,12 @@
 """One prompt on its way through the prefill guest, and what it tells its gateway."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from kv_transfer.actions import FirstToken
 from node.resident import Resident
 from node.runner import Sampled
+from scheduling.views import SequenceView
 from tandem.messages.common import ErrorCode, NodeRef, PrefillReport
 from tandem.messages.serving import Ending
 
@@ -35,6 +36,19 @@ class Job:
     num_shipped_pages: int = 0  # complete before the last chunk, so written meanwhile
     granted_at: float | None = None
     started_at: float | None = None
+    _view: SequenceView | None = field(default=None, repr=False)
+
+    def view(self) -> SequenceView:
+        """What policies see; the last one where nothing changed, as is so for all that wait."""
+        resident, last = self.resident, self._view
+        if (
+            last is None
+            or last.num_computed != resident.num_computed
+            or last.num_pages != resident.num_pages
+            or last.is_begun != resident.is_begun
+        ):
+            self._view = last = resident.view()
+        return last
 
     @property
     def is_uncomputed(self) -> bool:

@@ -24,6 +24,10 @@ class SequenceView:
     num_pages: pages that it holds, num_promised: further ones set aside for its growth. Times are
     on the node's clock; `waited_s` had passed before `arrived_at`. Targets are infinite where
     there are none. A prediction is a hint: it may be absent, and it may be wrong.
+
+    is_begun: some of its prompt was computed here already. num_cached: tokens whose KV was found in
+    pages and not computed. prefix_id: equal for requests whose first pages are equal; None where it
+    is shorter than these.
     """
 
     key: RequestKey
@@ -44,6 +48,9 @@ class SequenceView:
     last_token_at: float | None = None
     num_preemptions: int = 0
     prediction: LengthPrediction | None = None
+    is_begun: bool = False
+    num_cached: int = 0
+    prefix_id: bytes | None = None
 
     @property
     def num_output_tokens(self) -> int:

@@ -6,10 +6,11 @@ from scheduling.views import RequestKey, SequenceView, Services
 
 
 class FifoPrefill:
-    """Higher priority first, then the coordinator's placement order."""
+    """Begun ones to their end, then higher priority, then the coordinator's placement order."""
 
     def order(
         self, sequences: Sequence[SequenceView], now: float, services: Services
     ) -> list[RequestKey]:
         """See `PrefillPolicy`."""
-        return [s.key for s in sorted(sequences, key=lambda s: (-s.priority, s.age))]
+        ordered = sorted(sequences, key=lambda s: (not s.is_begun, -s.priority, s.age))
+        return [s.key for s in ordered]
