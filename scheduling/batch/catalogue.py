@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 from scheduling.batch.fifo import FifoPolicy, OrcaPolicy
+from scheduling.batch.niyama import NiyamaOptions, NiyamaPolicy
 from scheduling.batch.options import (
     NoOptions,
     check_names,
@@ -18,6 +19,20 @@ from scheduling.batch.options import (
     parse_options,
     require,
 )
+from scheduling.batch.preemptive import (
+    SrptOptions,
+    ltr_policy,
+    priority_policy,
+    srpt_policy,
+)
+from scheduling.batch.ranked import (
+    RankedPolicy,
+    highest_response_ratio,
+    shortest_answer,
+    shortest_prompt,
+)
+from scheduling.batch.sarathi import SarathiOptions, SarathiPolicy
+from scheduling.batch.slai import SlaiOptions, SlaiPolicy
 from scheduling.batch.static import DEFAULT_MAX_WAIT_S, StaticOptions, StaticPolicy
 from scheduling.views import BatchPolicy
 from tandem.config import DataclassLike, Help
@@ -87,6 +102,45 @@ BATCH_POLICIES: dict[str, PolicyEntry] = {
         StaticOptions,
         work_conserving=False,
         max_wait_s=DEFAULT_MAX_WAIT_S,
+    ),
+    "sarathi": PolicyEntry(
+        "chunked prefill under a token budget, decodes first", SarathiPolicy, SarathiOptions
+    ),
+    "priority": PolicyEntry(
+        "higher priority takes rows and pages from lower",
+        lambda _: priority_policy(),
+        non_preemptive=False,
+    ),
+    "spf": PolicyEntry("shortest prompt first", lambda _: RankedPolicy(shortest_prompt)),
+    "sjf": PolicyEntry(
+        "shortest predicted answer first",
+        lambda _: RankedPolicy(shortest_answer),
+        orders_by_prediction=True,
+    ),
+    "srpt": PolicyEntry(
+        "shortest remaining answer first, may stop others",
+        srpt_policy,
+        SrptOptions,
+        non_preemptive=False,
+        orders_by_prediction=True,
+    ),
+    "hrrn": PolicyEntry(
+        "highest response ratio next: short ones first, yet nobody waits for ever",
+        lambda _: RankedPolicy(highest_response_ratio),
+    ),
+    "ltr": PolicyEntry(
+        "by a learned score, may stop others",
+        lambda _: ltr_policy(),
+        non_preemptive=False,
+        orders_by_prediction=True,
+    ),
+    "slai": PolicyEntry(
+        "rows run at their last schedulable time, prompts until then", SlaiPolicy, SlaiOptions
+    ),
+    "niyama": PolicyEntry(
+        "chunks as large as the slack of tokens allows, prompts by deadline and length",
+        NiyamaPolicy,
+        NiyamaOptions,
     ),
 }
 

@@ -61,6 +61,7 @@ class StepBuilder:
         self.num_pages = view.num_free_pages
         self.preempted: dict[RequestKey, PreemptMode] = {}
         self.is_short = False  # of pages: some row is held, or has given way
+        self._held: SequenceView | None = None
         self._swapped = {s.key for s in view.swapped}
         self._decoding: dict[RequestKey, int] = {}  # -> pages that its next token claims
         self._admitted: list[RequestKey] = []
@@ -97,11 +98,10 @@ class StepBuilder:
         """The next token of these running requests; where pages run out others lose theirs.
 
         `keeping`: all running requests, those that keep their pages longest first; `rows` where it
-        is left out. A row that is itself the next to go is held while others decode: whoever ends
-        frees pages, and holding loses no work.
+        is left out. A row that is itself the next to go is held while anything else runs: whoever
+        ends frees pages, and holding loses no work.
         """
         victims = list(rows if keeping is None else keeping)
-        held = None
         for row in rows:
             if row.key in self.preempted or self.num_tokens <= 0:
                 continue
@@ -113,16 +113,13 @@ class StepBuilder:
             if need <= self.num_pages:
                 self._claim(row, need)
             else:
-                held = row
+                self._held = row
                 self.is_short = True
-        is_stuck = not (self._decoding or self.view.prefill)
-        if held is not None and is_stuck and held.key not in self.preempted:
-            self.preempt(held)
 
     def try_decode(self, row: SequenceView) -> bool:
         """The next token of a running request, where its page is free; preempts nobody."""
         need = num_pages_to_grow(row, self.view.page_size)
-        if need > self.num_pages or self.num_tokens <= 0:
+        if row.key in self.preempted or need > self.num_pages or self.num_tokens <= 0:
             return False
         self._claim(row, need)
         return True
@@ -139,8 +136,7 @@ class StepBuilder:
         for sequence in candidates:
             if not self.try_admit(sequence):
                 break
-        if not (self._decoding or self.view.prefill or self.view.running or self._admitted):
-            self._force_one(candidates)
+        self.unstick(candidates)
 
     def try_admit(self, sequence: SequenceView) -> bool:
         """Admit a waiting or swapped request with its first row; False where it does not fit."""
@@ -152,18 +148,27 @@ class StepBuilder:
         self._claim(sequence, need)
         return True
 
-    def fits(self, sequence: SequenceView, need: int) -> bool:
-        """Whether `need` pages are free, and the watermark holds for one that may want more."""
+    def fits(self, sequence: SequenceView, need: int, num_coming: int = 0) -> bool:
+        """Whether `need` pages are free once `num_coming` others are, and leave the watermark.
+
+        The watermark is for the growth of running requests: it holds nobody back where none runs,
+        nor one that was promised its pages.
+        """
         if need == 0 and is_reserved(sequence, self.view.page_size):
             return True
         is_alone = not (self._decoding or self.view.running)
         watermark = 0 if is_alone else self.view.num_watermark_pages
-        return need + watermark <= self.num_pages
+        return need + watermark <= self.num_pages + num_coming
 
-    def _force_one(self, candidates: Sequence[SequenceView]) -> None:
-        """Waiting requests hold all pages: admit one without a row, it may give way to another."""
+    def unstick(self, candidates: Sequence[SequenceView]) -> None:
+        """Where waiting requests hold all pages and nothing runs: admit one, without its row.
+
+        In the next step it gives way to the others, as only running requests can.
+        """
+        if self._decoding or self.view.prefill or self.view.running or self.num_rows <= 0:
+            return
         for sequence in candidates:
-            if not self.is_swapped(sequence) and self.num_rows > 0:
+            if not self.is_swapped(sequence):
                 self._admitted.append(sequence.key)
                 self.num_rows -= 1
                 return
@@ -180,6 +185,8 @@ class StepBuilder:
     ) -> StepPlan:
         """What was decided. A step that only moves requests asks to be planned again at once."""
         has_work = self._decoding or self._chunks
+        if not has_work and self._held is not None and self._held.key not in self.preempted:
+            self.preempt(self._held)
         if not has_work and (self.preempted or self._admitted):
             wake_at = self.view.now
         return StepPlan(
