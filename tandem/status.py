@@ -10,9 +10,11 @@ import zmq.asyncio
 from tandem.errors import UnavailableError
 from tandem.keys import COORDINATOR, Keyring
 from tandem.messages.client import Malformed
+from tandem.messages.common import NodeCosts
 from tandem.messages.membership import (
     ClusterStatus,
     GatewayStatus,
+    NodeLoad,
     NodeStatus,
     PageCounts,
     StatusQuery,
@@ -94,7 +96,7 @@ async def _collect(link: Link[ClusterStatus | Malformed]) -> ClusterStatus:
 
 
 def render_status(status: ClusterStatus) -> str:
-    """Nodes, their pages by state, gateways, SLA classes."""
+    """Nodes, their pages by state, their costs, gateways, SLA classes."""
     model = status.model
     lines = [
         f"coordinator up {_duration(status.uptime_s)}, {status.num_live_requests} live requests, "
@@ -111,6 +113,8 @@ def render_status(status: ClusterStatus) -> str:
         *(f"down lately: {d.node_id}, epoch {d.epoch}: {d.reason}" for d in status.downs),
         "",
         *_page_table(status.nodes),
+        "",
+        *_cost_table(status.nodes),
         "",
         *format_table(
             ("gateway", "live requests", "heartbeat"),
@@ -173,6 +177,42 @@ def _page_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
         for node in nodes
     ]
     return format_table(("pages of", "all", *PAGE_STATES), rows)
+
+
+def _cost_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
+    """What nodes say of their own speed: a decode step as they are loaded now, a long prompt."""
+    header = ("costs of", "decode step", "prefill", "transfer", "busy", "steps known", "error")
+    rows = []
+    for node in nodes:
+        costs = node.load.costs if node.load else None
+        if node.load is None or costs is None:
+            rows.append((node.node_id, *["?"] * 6))
+            continue
+        busy = _duration(node.load.busy_s)
+        steps = (str(costs.num_steps), f"{costs.error:.1%}")
+        speeds = (_decode_step(node.load, costs), _prefill_speed(costs), _transfer(costs))
+        rows.append((node.node_id, *speeds, busy, *steps))
+    return format_table(header, rows)
+
+
+def _decode_step(load: NodeLoad, costs: NodeCosts) -> str:
+    rows_s = costs.decode_row_s * load.num_decode_running
+    contexts_s = costs.decode_context_s * load.num_decode_tokens
+    return f"{(costs.step_s + rows_s + contexts_s) * 1e3:.3g} ms"
+
+
+def _prefill_speed(costs: NodeCosts) -> str:
+    num_tokens = 1000
+    pairs_s = costs.prefill_context_s * num_tokens * num_tokens / 2
+    seconds = costs.step_s + costs.prefill_token_s * num_tokens + pairs_s
+    return f"{num_tokens / seconds:,.0f} tokens/s" if seconds > 0 else "?"
+
+
+def _transfer(costs: NodeCosts) -> str:
+    if not (costs.transfer_s or costs.transfer_bytes_per_s):
+        return "-"
+    speed = costs.transfer_bytes_per_s / 1e9
+    return f"{costs.transfer_s * 1e3:.3g} ms" + (f" + {speed:.3g} GB/s" if speed else "")
 
 
 def _class_table(classes: tuple[ClassCounts, ...]) -> list[str]:
