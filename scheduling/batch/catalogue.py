@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
 
+from scheduling.batch.fair import FairShares
 from scheduling.batch.fifo import FifoPolicy, OrcaPolicy
+from scheduling.batch.guard import GuardLimits, StarvationGuard
 from scheduling.batch.niyama import NiyamaOptions, NiyamaPolicy
 from scheduling.batch.options import (
     NoOptions,
@@ -157,5 +159,14 @@ def make_batch_policy(name: str, options: Mapping[str, str] = _NONE) -> BatchPol
     entry = BATCH_POLICIES[name]
     known = option_fields(entry.options, CommonOptions)
     check_names(options, known, f"batch policy {name!r}")
-    parse_options(CommonOptions, options)
-    return entry.build(parse_options(entry.options, options))
+    common = parse_options(CommonOptions, options)
+    policy = entry.build(parse_options(entry.options, options))
+    if common.fair:
+        policy = FairShares(policy)
+    if common.guard_ms is None and common.guard_steps is None:
+        return policy
+    max_wait_s = None if common.guard_ms is None else common.guard_ms / 1e3
+    limits = GuardLimits(
+        max_wait_s, common.guard_steps, factor=common.guard_factor, share=common.guard_share
+    )
+    return StarvationGuard(policy, limits)

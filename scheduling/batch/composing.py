@@ -57,6 +57,7 @@ class StepBuilder:
         limit = view.max_num_batched_tokens
         self.view = view
         self.num_tokens = limit if num_tokens is None else min(limit, num_tokens)
+        self._budget = self.num_tokens
         self.num_rows = view.max_num_seqs - len(view.running)
         self.num_pages = view.num_free_pages
         self.preempted: dict[RequestKey, PreemptMode] = {}
@@ -71,6 +72,11 @@ class StepBuilder:
     def decoding(self) -> Set[RequestKey]:
         """Rows of the step so far."""
         return self._decoding.keys()
+
+    @property
+    def num_taken(self) -> int:
+        """Tokens of the step so far."""
+        return self._budget - self.num_tokens
 
     def is_swapped(self, sequence: SequenceView) -> bool:
         """Whether its KV is in host memory."""
