@@ -34,7 +34,7 @@ def find_outliers(nodes: Iterable[NodeRecord], now: float) -> Iterator[str]:
     """
     pools: dict[tuple[bool, bool], list[NodeRecord]] = {}
     for node in nodes:
-        weights = node.hello.weights
+        weights = node.weights
         pools.setdefault((weights.prefill > 0, weights.decode > 0), []).append(node)
     for pool in pools.values():
         yield from _judge(pool, now)
@@ -55,7 +55,7 @@ def _judge(pool: list[NodeRecord], now: float) -> Iterator[str]:
         elif node.slow_since is None:
             node.slow_since = now
         if node.is_slow and _is_verdict_over(node, time_s, usual_s, now):
-            node.speed = 1.0
+            node.speed, node.candidate = 1.0, None
             num_slow -= 1
             fate = "keeps up with its peers again" if time_s > 0 else "is idle, and gets a new try"
             yield f"node {node.ref.node_id} {fate}"
@@ -63,7 +63,7 @@ def _judge(pool: list[NodeRecord], now: float) -> Iterator[str]:
             continue
         elif node.is_slow or num_slow < num_allowed:
             is_new = not node.is_slow
-            node.speed = max(MIN_SPEED, usual_s / time_s)
+            node.speed, node.candidate = max(MIN_SPEED, usual_s / time_s), None
             num_slow += is_new
             if is_new:
                 yield (

@@ -13,8 +13,16 @@ from coordinator.compatibility import (
     explain_node_difference,
     explain_unusable,
 )
+from scheduling.routing.placement import Candidate
 from tandem.messages.common import NodeRef
-from tandem.messages.membership import Heartbeat, NodeHello, NodeLoad, PageCounts
+from tandem.messages.membership import (
+    Heartbeat,
+    NodeHello,
+    NodeLoad,
+    PageCounts,
+    RoleOrder,
+    RoleWeights,
+)
 from tandem.messages.placement import GatewayHello, NodeDown
 
 MAX_MEMBERS = 4096
@@ -43,6 +51,7 @@ class LiveWork:
     num_sequences: int = 0
     num_pages: int = 0
     num_suspects: int = 0
+    num_by_tpot: dict[float, int] = field(default_factory=dict)  # by their target, in seconds
 
 
 @dataclass(slots=True)
@@ -50,7 +59,9 @@ class NodeRecord:
     """An admitted node. `recent` is what was placed since the heartbeat that `load` came with.
 
     `speed` is below 1 while its steps take far longer than its peers'. That it works showed last
-    at `evidence_at`, when it had taken `evidence_steps`.
+    at `evidence_at`, when it had taken `evidence_steps`. `candidate`: the node as placement sees
+    it, None after a change; see `coordinator.candidates`. `in_force` are its weights by its own
+    word; `order` is what it was told to have.
     """
 
     hello: NodeHello
@@ -68,6 +79,35 @@ class NodeRecord:
     slow_since: float | None = None
     evidence_steps: int = -1
     evidence_at: float = 0.0
+    candidate: Candidate | None = None
+    in_force: RoleWeights | None = None
+    order: RoleOrder | None = None
+
+    @property
+    def told(self) -> RoleWeights:
+        """The weights in force by its last word."""
+        return self.hello.weights if self.in_force is None else self.in_force
+
+    @property
+    def wanted(self) -> RoleWeights:
+        """The weights that it has, or shall have."""
+        return self.told if self.order is None else self.order.weights
+
+    @property
+    def weights(self) -> RoleWeights:
+        """By which work is placed: a role closes with the order, and opens once the node obeyed."""
+        told, wanted = self.told, self.wanted
+        if told == wanted:
+            return told
+        return RoleWeights(
+            prefill=wanted.prefill if told.prefill else 0.0,
+            decode=wanted.decode if told.decode else 0.0,
+        )
+
+    @property
+    def open_order(self) -> RoleOrder | None:
+        """An order that it has not obeyed yet."""
+        return None if self.wanted == self.told else self.order
 
     @property
     def is_slow(self) -> bool:
@@ -77,12 +117,12 @@ class NodeRecord:
     @property
     def does_prefill(self) -> bool:
         """Whether it takes new prompts."""
-        return self.hello.weights.prefill > 0 and not self.draining
+        return self.weights.prefill > 0 and not self.draining
 
     @property
     def does_decode(self) -> bool:
         """Whether it takes new sequences."""
-        return self.hello.weights.decode > 0 and not self.draining
+        return self.weights.decode > 0 and not self.draining
 
 
 @dataclass(slots=True)
@@ -112,6 +152,8 @@ class Members:
         self._superseded: dict[str, int] = {}
         self._downs: deque[tuple[float, NodeDown]] = deque(maxlen=MAX_RECENT_DOWNS)
         self._ordered: dict[str, int] = {}  # incarnations of nodes that an operator told to drain
+        self._role_orders: dict[str, tuple[int, RoleOrder]] = {}  # the last, and for which process
+        self._num_role_orders = 0
         # Members obey the highest incarnation. After a clock was set back ours must overtake too.
         self.incarnation = first_epoch
         self.num_bad_loads = 0
@@ -143,6 +185,7 @@ class Members:
         )
         self._next_epoch += 1
         is_ordered = self._ordered.get(hello.node_id) == hello.incarnation
+        process, order = self._role_orders.get(hello.node_id, (0, None))
         return NodeRecord(
             hello=hello,
             ref=ref,
@@ -150,16 +193,33 @@ class Members:
             last_seen=now,
             draining=is_ordered,
             is_drain_ordered=is_ordered,
+            order=order if process == hello.incarnation else None,
         )
 
     def order_drain(self, record: NodeRecord) -> None:
         """An operator wants the node to leave; the order outlives its epoch, not its process."""
         record.draining = record.is_drain_ordered = True
+        record.candidate = None
         name = record.ref.node_id
         self._ordered.pop(name, None)
         self._ordered[name] = record.ref.incarnation
         if len(self._ordered) > MAX_MEMBERS:
             del self._ordered[next(iter(self._ordered))]
+
+    def order_roles(self, record: NodeRecord, weights: RoleWeights) -> None:
+        """The node shall have other weights; the order outlives its epoch, not its process."""
+        self._num_role_orders += 1
+        record.order = RoleOrder(
+            coordinator_incarnation=self.incarnation,
+            number=self._num_role_orders,
+            weights=weights,
+        )
+        record.candidate = None
+        name = record.ref.node_id
+        self._role_orders.pop(name, None)
+        self._role_orders[name] = (record.ref.incarnation, record.order)
+        if len(self._role_orders) > MAX_MEMBERS:
+            del self._role_orders[next(iter(self._role_orders))]
 
     def _check_node(self, hello: NodeHello) -> None:
         if self._superseded.get(hello.node_id) == hello.incarnation:
@@ -222,7 +282,8 @@ class Members:
             self.num_bad_loads += 1
         elif ahead > 0:
             record.last_sequence = heartbeat.sequence
-            record.load = heartbeat.load
+            record.load, record.candidate = heartbeat.load, None
+            record.in_force = heartbeat.weights or record.in_force
             record.draining = heartbeat.draining or record.is_drain_ordered
             # What was placed within one heartbeat may still be on its way to the node.
             shown = [k for k, s in record.recent.items() if now - s.placed_at > self._heartbeat_s]

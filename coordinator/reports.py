@@ -24,7 +24,7 @@ def node_status(record: NodeRecord, num_cached_prefixes: int, now: float) -> Nod
     return NodeStatus(
         node_id=record.ref.node_id,
         epoch=record.ref.epoch,
-        weights=record.hello.weights,
+        weights=record.weights,
         control_address=record.ref.control_address,
         device=record.hello.device,
         num_pages=record.hello.num_pages,

@@ -1,4 +1,4 @@
-"""`tandem`: start a deployment on this host, ask it for text, look at its state, drain members."""
+"""`tandem`: start a deployment on this host, ask it for text, look at its state, change it."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tandem import cli_drain, cli_generate, cli_keys, cli_up
+from tandem import cli_drain, cli_generate, cli_keys, cli_up, cli_weights
 from tandem.errors import TandemError
 from tandem.status import DEFAULT_COORDINATOR, query_status, render_status
 
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return cli_keys.run(args)
             case "drain":
                 return cli_drain.run(args)
+            case "weights":
+                return cli_weights.run(args)
         return show_status(args)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -80,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli_keys.add_flags(status)
     cli_keys.add_parser(commands)
     cli_drain.add_parser(commands)
+    cli_weights.add_parser(commands)
     return parser
 
 

@@ -5,12 +5,8 @@ import asyncio
 import os
 import sys
 
-import zmq.asyncio
-
 from tandem.cli_keys import add_flags, keyring
-from tandem.errors import UnavailableError
 from tandem.keys import Keyring
-from tandem.messages.client import Malformed
 from tandem.messages.membership import (
     ClusterStatus,
     DrainAnswer,
@@ -18,11 +14,9 @@ from tandem.messages.membership import (
     GatewayStatus,
     NodeStatus,
 )
-from tandem.sockets import Link
-from tandem.status import DEFAULT_COORDINATOR, operator_link, query_status
+from tandem.operator_orders import ANSWER_S, ask
+from tandem.status import DEFAULT_COORDINATOR, query_status
 
-ASK_AGAIN_S = 1.0
-ANSWER_S = 5.0
 WATCH_S = 0.5
 Member = NodeStatus | GatewayStatus
 
@@ -63,7 +57,8 @@ async def drain(
     before = None
     if wait:
         before = find_member(await query_status(coordinator, keys), name)
-    answer = await ask(coordinator, DrainMember(name=name, force=force), keys)
+    order = DrainMember(name=name, force=force)
+    answer = await ask(coordinator, order, DrainAnswer, keys, answer_s=ANSWER_S)
     if not answer.accepted:
         print(f"tandem drain: {answer.message}", file=sys.stderr)
         return 1
@@ -71,38 +66,6 @@ async def drain(
     if wait:
         await watch(coordinator, name, before, keys)
     return 0
-
-
-async def ask(coordinator: str, message: DrainMember, keys: Keyring | None = None) -> DrainAnswer:
-    """Ask until answered, for up to `ANSWER_S`: to ask twice is as good as once."""
-    context = zmq.asyncio.Context()
-    try:
-        link = operator_link(context, DrainAnswer | Malformed, coordinator, keys)
-    except ValueError:
-        context.term()
-        raise
-    answer: DrainAnswer | Malformed
-    asking = asyncio.create_task(_repeat(link, message))
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            answer = await anext(link.messages())
-    except TimeoutError:
-        text = link.trouble or f"no coordinator answers at {coordinator} within {ANSWER_S:g} s"
-        raise UnavailableError(text, code="unavailable") from None
-    finally:
-        asking.cancel()
-        link.close()
-        context.term()
-    if isinstance(answer, Malformed):
-        text = f"the coordinator at {coordinator} cannot read this message: {answer.message}"
-        raise UnavailableError(text, code="unavailable")
-    return answer
-
-
-async def _repeat(link: Link[DrainAnswer | Malformed], message: DrainMember) -> None:
-    while True:
-        link.send(message)
-        await asyncio.sleep(ASK_AGAIN_S)
 
 
 async def watch(

@@ -173,7 +173,7 @@ class DrainMember(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class SetWeights(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """An operator gives a node other roles, and keeps the balancer from changing them for a while;
-    `force`: also where nobody else has a role that it loses."""
+    `force`: also where only a slow node, or one that turns to it, is left for a role."""
 
     name: Name
     weights: RoleWeights

@@ -42,7 +42,7 @@ def make_load(num_pages: int = 64, **counts) -> NodeLoad:
     used = counts.pop("used", 0)
     zero = dict.fromkeys(PageCounts.__struct_fields__, 0)
     pages = PageCounts(**{**zero, "free": num_pages - used, "active": used})
-    names = set(NodeLoad.__struct_fields__) - {"has_work", "predicted_step_s"}
+    names = set(NodeLoad.__struct_fields__) - {"has_work", "predicted_step_s", "costs"}
     fields = dict.fromkeys(sorted(names), 0)
     return NodeLoad(**{**fields, "step_age_s": 0.0, "pages": pages, **counts})
 
