@@ -220,6 +220,9 @@ def test_a_grant_that_comes_after_cancel_is_answered_drained(transfers) -> None:
     transfers.handle("d0", DrainedAck(**IDS), 0.2)
     assert transfers.handle("d0", grant([70, 71, 72]), 0.3) == [DRAINED]
     assert transfers.num_ignored == 1
+    assert transfers.tick(0.8) == [DRAINED]  # until it is noted
+    transfers.handle("d0", DrainedAck(**IDS), 0.9)
+    assert transfers.tick(60.0) == []
 
 
 def test_cancel_while_writing_waits_for_the_copy(transfers, writing: WritePages) -> None:
