@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from tandem.frames import TokenIds
-from tandem.messages.common import NodeRef
+from tandem.messages.common import LengthPrediction, NodeRef
 from tandem.sampling import SamplingParams
 
 
@@ -14,7 +14,8 @@ class NewRequest:
     """A validated, tokenised request. `params` has no None but in seed and logprobs.
 
     `client` is the routing identity of who submitted it. `received` is on the ledger's clock.
-    `delivered` and `num_chars` are what the client already has from another gateway.
+    `delivered` and `num_chars` are what the client already has from another gateway. `prediction`
+    is of its whole answer; it travels on, and changes nothing here.
     """
 
     request_id: bytes
@@ -34,6 +35,7 @@ class NewRequest:
     tenant_weight: float = 1.0
     delivered: TokenIds = field(default_factory=TokenIds)
     num_chars: int = 0
+    prediction: LengthPrediction | None = None
 
 
 @dataclass(frozen=True, slots=True)

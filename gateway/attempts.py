@@ -62,7 +62,8 @@ class Attempts:
             request.asked_at, request.ask_at, request.refused = now, None, None
         identity = self._live.identity
         request.chain = self._live.prefixes.chain(request.new.tenant, request.chain)
-        place = request.place(identity.gateway_id, identity.incarnation, request.prefixes(), move)
+        known_as = (identity.gateway_id, identity.incarnation)
+        place = request.place(*known_as, request.prefixes(), now, move)
         self._demands.ask_placement(place, now)
 
     def first(self, request: LiveRequest, now: float) -> None:

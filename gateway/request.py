@@ -117,7 +117,12 @@ class LiveRequest:
         return self.last_number
 
     def place(
-        self, gateway_id: str, incarnation: int, prefixes: Blob, move: Move | None = None
+        self,
+        gateway_id: str,
+        incarnation: int,
+        prefixes: Blob,
+        now: float,
+        move: Move | None = None,
     ) -> Place:
         """The question for nodes: for the next attempt, or for a move."""
         return Place(
@@ -138,7 +143,13 @@ class LiveRequest:
             avoid=self.avoided,
             num_deaths=self.num_deaths,
             move_from=None if move is None else move.leaving.node_id,
+            prediction=self.new.prediction,
+            waited_s=self.waited_s(now),
         )
+
+    def waited_s(self, now: float) -> float:
+        """Since its client's request came in."""
+        return max(0.0, now - self.new.received)
 
     def start_attempt(self, placed: Placed, now: float) -> Attempt:
         """Take a placement; of a move, in place of the attempt that goes on."""
@@ -171,6 +182,9 @@ class LiveRequest:
             targets=self.targets,
             deadline_s=None if self.deadline is None else max(0.0, self.deadline - now),
             sequence=attempt.sequence,
+            waited_s=self.waited_s(now),
+            tenant_weight=self.new.tenant_weight,
+            prediction=self.new.prediction,
         )
 
     def note_prefill(self, attempt: Attempt, report: PrefillReport) -> None:

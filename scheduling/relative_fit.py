@@ -62,7 +62,7 @@ def solve(equations: Sequence[NormalEquations], prior: Floats) -> Floats:
 
 def _non_negative(matrix: Floats, target: Floats) -> Floats:
     """Minimise x'Mx/2 - t'x over x >= 0, M positive definite (Lawson and Hanson 1974, ch. 23)."""
-    found: Floats = np.linalg.solve(matrix, target)
+    found: Floats = np.asarray(np.linalg.solve(matrix, target), np.float64)
     if found.min() >= 0:
         return found
     size = len(target)
