@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from scheduling.routing.catalogue import DEFAULT_POLICY, PLACEMENT_POLICIES
 from scheduling.sla import DEFAULT_CLASSES
 from tandem.config import Help
 
@@ -21,13 +22,27 @@ class CoordinatorConfig:
     ] = False
     lease_s: Annotated[float, Help("seconds without a heartbeat after which a node is down")] = 3.0
     heartbeat_s: Annotated[float, Help("seconds between heartbeats, told to nodes")] = 0.5
-    placement_policy: Annotated[str, Help("how nodes are chosen: least_loaded")] = "least_loaded"
+    placement_policy: Annotated[
+        str, Help(f"how nodes are chosen: {', '.join(sorted(PLACEMENT_POLICIES))}")
+    ] = DEFAULT_POLICY
+    placement_option: Annotated[
+        tuple[str, ...], Help("option of the placement policy, as KEY=VALUE")
+    ] = ()
     max_queued_tokens_per_node: Annotated[
         int, Help("prompt tokens that may wait on a prefill node before requests are refused")
     ] = 65_536
     max_queued_requests_per_node: Annotated[
         int, Help("requests that may wait on a decode node before more are refused")
     ] = 256
+    max_held_requests: Annotated[
+        int, Help("requests that may wait here for a node with room; 0 refuses them at once")
+    ] = 1024
+    early_rejection: Annotated[
+        Literal["on", "off"], Help("refuse at once what is predicted to miss its SLA targets")
+    ] = "on"
+    early_rejection_tolerance: Annotated[
+        float, Help("times its target that a prediction may be before the request is refused")
+    ] = 1.0
     sla_classes: Annotated[
         tuple[str, ...], Help("SLA classes, each as name:ttft_ms:tpot_ms:attainment")
     ] = DEFAULT_CLASSES
@@ -45,3 +60,10 @@ class CoordinatorConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"{flag} is {getattr(self, name)}, but must be at least 1")
+        if self.max_held_requests < 0:
+            raise ValueError(f"max-held-requests is {self.max_held_requests}: give 0 or more")
+        if self.early_rejection_tolerance <= 0:
+            raise ValueError(
+                f"early-rejection-tolerance is {self.early_rejection_tolerance:g}, but must be "
+                "above 0; 1 refuses what is predicted to be late at all"
+            )

@@ -6,6 +6,7 @@ start it learns from hellos within `GRACE_S`, during which it refuses nobody for
 
 from coordinator.accounting import ClassAccounts
 from coordinator.actions import Action, Note, Send
+from coordinator.admission import Admission, Answer
 from coordinator.cache_index import CacheIndex
 from coordinator.config import CoordinatorConfig
 from coordinator.draining import order_drain
@@ -20,7 +21,10 @@ from coordinator.reports import (
     gateway_status,
     node_status,
 )
-from scheduling.routing.catalogue import make_policy
+from coordinator.roles import order_weights, takes_no_sequences, tell_node
+from scheduling.batch.options import split_options
+from scheduling.routing.catalogue import ROLE, make_policy
+from scheduling.routing.early_rejection import EarlyRejection
 from scheduling.routing.placement import QueueLimits
 from scheduling.sla import parse_sla_table
 from tandem.messages.membership import (
@@ -78,10 +82,16 @@ class Coordinator:
         self._placements = Placements(
             self._members,
             self._caches,
-            make_policy(config.placement_policy, limits),
+            make_policy(
+                config.placement_policy, limits, split_options(config.placement_option, ROLE)
+            ),
             self._sla,
             first_sequence=incarnation * SEQUENCES_PER_MS,
+            early_rejection=EarlyRejection(config.early_rejection_tolerance)
+            if config.early_rejection == "on"
+            else None,
         )
+        self._admission = Admission(self._placements, max_held=config.max_held_requests)
         self._accounts = ClassAccounts(self._sla)
         self.num_dropped = 0
 
@@ -105,8 +115,7 @@ class Coordinator:
             case DrainMember():
                 return self._drain(peer, message, now)
             case SetWeights():
-                text = "roles are given with --prefill-weight and --decode-weight at a node's start"
-                return [Send(peer, WeightsAnswer(accepted=False, message=text))]
+                return self._set_weights(peer, message, now)
 
     def tick(self, now: float) -> list[Action]:
         """Sweep leases; to be called every 0.2 s."""
@@ -120,12 +129,12 @@ class Coordinator:
             actions += self._remove(node_id, reason, now)
         for gateway_id in self._members.lapsed_gateways(now):
             del self._members.gateways[gateway_id]
-            num_gone = self._placements.forget_gateway(gateway_id)
+            num_gone = self._admission.forget_gateway(gateway_id)
             actions.append(
                 Note(f"gateway {gateway_id} is silent: dropped, {num_gone} requests forgotten")
             )
         actions += [Note(text) for text in find_outliers(self._members.nodes.values(), now)]
-        return actions
+        return [*actions, *self._send(self._admission.release(now), now)]
 
     def _node_hello(self, peer: bytes, hello: NodeHello, now: float) -> list[Action]:
         known = self._members.nodes.get(hello.node_id)
@@ -178,6 +187,7 @@ class Coordinator:
             sequence=heartbeat.sequence,
             wants_snapshot=self._caches.wants_snapshot(heartbeat.node_id),
             drain=record.is_drain_ordered and not heartbeat.draining,
+            roles=record.open_order,
         )
         actions: list[Action] = [Send(peer, ack)]
         if dropped is not None:
@@ -211,7 +221,7 @@ class Coordinator:
             note = Note(f"gateway {hello.gateway_id} refused: {refused}")
             return [Send(peer, GatewayRefused(reason=str(refused))), note]
         if is_new:  # an earlier incarnation of the name took its requests with it
-            self._placements.forget_gateway(hello.gateway_id)
+            self._admission.forget_gateway(hello.gateway_id)
         welcome = Send(peer, self._gateway_welcome(self._members.gateways[hello.gateway_id], now))
         answers: list[Action] = [welcome, *(Send(peer, each) for each in self._lost(hello, now))]
         if not is_new:
@@ -246,6 +256,7 @@ class Coordinator:
         if deployment is not None and deployment.layout is not None:
             model, layout = deployment.model, deployment.layout
         draining = [node.ref.node_id for node in nodes if node.draining]
+        closed = [node.ref.node_id for node in nodes if takes_no_sequences(node)]
         return GatewayWelcome(
             coordinator_incarnation=self._members.incarnation,
             sla_classes=tuple(each.targets for each in self._sla.classes.values()),
@@ -256,6 +267,7 @@ class Coordinator:
             page_size=None if layout is None else layout.page_size,
             kv_dtype=None if layout is None else layout.dtype,
             draining_nodes=tuple(draining[:MAX_DRAINING]),
+            closed_decodes=tuple(closed[:MAX_DRAINING]),
             drain=gateway.is_drain_ordered,
             recent_downs=self._members.recent_downs(now),
         )
@@ -266,11 +278,24 @@ class Coordinator:
         answer = Send(peer, DrainAnswer(accepted=accepted, message=text))
         if not accepted:
             return [answer]
-        told = [
+        return [answer, *self._tell_gateways(now), Note(text)]
+
+    def _set_weights(self, peer: bytes, order: SetWeights, now: float) -> list[Action]:
+        """An operator's order; node and gateways hear at once."""
+        accepted, text = order_weights(self._members, order)
+        answer = Send(peer, WeightsAnswer(accepted=accepted, message=text))
+        if not accepted:
+            return [answer]
+        return [answer, *self._roles_changed(self._members.nodes[order.name], now), Note(text)]
+
+    def _roles_changed(self, node: NodeRecord, now: float) -> list[Action]:
+        return [*tell_node(node), *self._tell_gateways(now)]
+
+    def _tell_gateways(self, now: float) -> list[Action]:
+        return [
             Send(gateway.peer, self._gateway_welcome(gateway, now))
             for gateway in self._members.gateways.values()
         ]
-        return [answer, *told, Note(text)]
 
     def _place(self, peer: bytes, request: Place, now: float) -> list[Action]:
         gateway = self._members.gateways.get(request.gateway_id)
@@ -279,19 +304,24 @@ class Coordinator:
             # A gateway that is not known yet says hello within a second and asks again.
             self.num_dropped += 1
             return []
-        answer = self._placements.place(request, now)
-        if answer is None:
-            self.num_dropped += 1
-            return []
+        return self._send(self._admission.ask(request, now), now)
+
+    def _send(self, answers: list[Answer], now: float) -> list[Action]:
+        """Answers to those who asked, also some time ago."""
+        sent: list[Action] = []
         is_early = now - self._started < GRACE_S
-        if is_early and isinstance(answer, PlaceRefused) and answer.code in FOR_LACK_OF_NODES:
-            return []  # nodes are still coming back; the gateway asks again
-        return [Send(peer, answer)]
+        for request, answer in answers:
+            if is_early and isinstance(answer, PlaceRefused) and answer.code in FOR_LACK_OF_NODES:
+                continue  # nodes are still coming back; the gateway asks again
+            gateway = self._members.gateways.get(request.gateway_id)
+            if gateway is not None:
+                sent.append(Send(gateway.peer, answer))
+        return sent
 
     def _ended(self, peer: bytes, report: RequestEnded, now: float) -> list[Action]:
         self._accounts.ended(report)
-        self._placements.ended((report.incarnation, report.request_id), now)
-        return [Send(peer, RequestEndedAck(request_id=report.request_id))]
+        released = self._send(self._admission.ended(report, now), now)
+        return [Send(peer, RequestEndedAck(request_id=report.request_id)), *released]
 
     def status(self, query: StatusQuery, now: float) -> ClusterStatus:
         """The state of everything, as far as one message takes it."""
@@ -309,8 +339,11 @@ class Coordinator:
             gateways=tuple(gateway_status(each, now) for each in gateways[:STATUS_GATEWAYS]),
             classes=self._accounts.snapshot(),
             num_live_requests=len(self._placements),
-            num_dropped_messages=self.num_dropped + self._members.num_bad_loads,
-            num_shed=self._placements.num_shed,
+            num_dropped_messages=self.num_dropped
+            + self._members.num_bad_loads
+            + self._admission.num_dropped,
+            num_shed=self._admission.num_shed,
+            num_queued=self._admission.num_held,
             downs=self._members.recent_downs(now)[-STATUS_DOWNS:],
             has_more=len(nodes) > STATUS_NODES or len(gateways) > STATUS_GATEWAYS,
         )

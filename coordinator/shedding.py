@@ -39,17 +39,28 @@ class RecentFlow:
     def retry_after_s(self, now: float) -> float:
         """When there should be room for all who were shed lately, at the pace of recent endings.
 
-        Each ending makes room for one; those shed in the window all come back, so the last of
-        them is served after (shed / endings per second).
+        Those shed in the window all come back; this is when the last of them is served.
         """
-        recent = [b for b in self._buckets if now - b.begins_at < WINDOW_S]
+        num_shed = sum(b.num_shed for b in self._recent(now))
+        estimate_s = self.wait_s(max(1, num_shed), now)
+        if estimate_s is None:
+            return UNKNOWN_RETRY_S
+        return min(max(estimate_s, MIN_RETRY_S), MAX_RETRY_S)
+
+    def wait_s(self, num_requests: int, now: float) -> float | None:
+        """Until there was room for so many, at the pace of recent endings: each makes room for one.
+
+        None where nothing ended lately.
+        """
+        recent = self._recent(now)
         num_ended = sum(b.num_ended for b in recent)
         if num_ended == 0:
-            return UNKNOWN_RETRY_S
+            return None
         span_s = max(BUCKET_S, now - recent[0].begins_at)
-        num_shed = sum(b.num_shed for b in recent)
-        estimate_s = max(1, num_shed) * span_s / num_ended
-        return min(max(estimate_s, MIN_RETRY_S), MAX_RETRY_S)
+        return num_requests * span_s / num_ended
+
+    def _recent(self, now: float) -> list[_Bucket]:
+        return [b for b in self._buckets if now - b.begins_at < WINDOW_S]
 
 
 class TenantShares:

@@ -7,7 +7,7 @@ is that of the time when the prefill will have ended (prediction-based early rej
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduling.costs import decode_step_s, num_pairs, transfer_s
 from scheduling.routing.placement import Candidate, Demand
@@ -25,30 +25,28 @@ def trusted(costs: NodeCosts | None) -> NodeCosts | None:
     return costs
 
 
-def row_s(costs: NodeCosts, num_rows: int, num_tokens: int) -> float:
-    """Seconds that each step takes before any prefill: its constant and its decode rows."""
-    return decode_step_s(costs, num_rows, num_tokens)
+def with_times(node: Candidate) -> Candidate:
+    """The node with `step_s` and `queue_s` by its costs; as it is where they are unknown."""
+    if node.costs is None:
+        return node
+    num_rows = min(node.num_sequences, node.max_num_seqs)
+    step_s = decode_step_s(node.costs, num_rows, node.num_decode_tokens)
+    return replace(node, step_s=step_s, queue_s=_queue_s(node, node.costs, step_s))
 
 
-def chunks_s(
-    costs: NodeCosts, num_new: int, pairs: float, chunk_tokens: int, base_step_s: float
-) -> float:
-    """Seconds of prefill in chunks, in steps that take `base_step_s` without it."""
-    num_steps = -(-num_new // chunk_tokens)
-    work_s = costs.prefill_token_s * num_new + costs.prefill_context_s * pairs
-    return num_steps * base_step_s + work_s
-
-
-def queue_s(node: Candidate) -> float:
-    """Seconds until a prompt that is placed now begins, behind those that wait or run there.
-
-    Prompts are taken as equally long and uncached. 0 where costs are unknown.
-    """
-    costs, num_tokens = node.costs, node.num_prefill_tokens
-    if costs is None or num_tokens == 0:
-        return 0.0
+def _queue_s(node: Candidate, costs: NodeCosts, step_s: float) -> float:
+    """Until those that wait or run there are done, taken as equally long and uncached."""
+    num_tokens = node.num_prefill_tokens
     pairs = num_tokens * num_tokens / (2 * max(1, node.num_prompts))
-    return chunks_s(costs, num_tokens, pairs, node.max_num_batched_tokens, _base_step_s(node))
+    return _chunks_s(costs, num_tokens, pairs, node.max_num_batched_tokens, step_s)
+
+
+def _chunks_s(
+    costs: NodeCosts, num_new: int, pairs: float, chunk_tokens: int, step_s: float
+) -> float:
+    """Seconds of prefill in chunks, in steps that take `step_s` without it."""
+    num_steps = -(-num_new // chunk_tokens)
+    return num_steps * step_s + costs.prefill_token_s * num_new + costs.prefill_context_s * pairs
 
 
 def own_prefill_s(node: Candidate, demand: Demand, *, is_alone: bool = False) -> float:
@@ -61,14 +59,8 @@ def own_prefill_s(node: Candidate, demand: Demand, *, is_alone: bool = False) ->
         return 0.0
     num_new = node.num_new_tokens(demand)
     pairs = num_pairs(num_new, max(0, demand.num_prefill_tokens - num_new))
-    base_step_s = costs.step_s if is_alone else _base_step_s(node)
-    return chunks_s(costs, num_new, pairs, node.max_num_batched_tokens, base_step_s)
-
-
-def _base_step_s(node: Candidate) -> float:
-    assert node.costs is not None, "asked for a node with costs"
-    num_rows = min(node.num_sequences, node.max_num_seqs)
-    return row_s(node.costs, num_rows, node.num_decode_tokens)
+    step_s = costs.step_s if is_alone else node.step_s
+    return _chunks_s(costs, num_new, pairs, node.max_num_batched_tokens, step_s)
 
 
 def hand_off_s(prefill: Candidate, decode: Candidate, demand: Demand) -> float:
@@ -83,7 +75,8 @@ def hand_off_s(prefill: Candidate, decode: Candidate, demand: Demand) -> float:
 class Prediction:
     """What a placement would give; `alone_` what it would with nothing else on its nodes.
 
-    Seconds; None where the costs of its node are unknown.
+    Seconds; None where the costs of its node are unknown. ends_after_s: until the last token,
+    infinite where nothing says when.
     """
 
     ttft_s: float | None
@@ -91,6 +84,7 @@ class Prediction:
     tpot_s: float | None
     alone_tpot_s: float | None
     queue_s: float
+    ends_after_s: float = math.inf
 
 
 def predict(
@@ -106,7 +100,7 @@ def predict(
     the answer should become, if not as long as it may.
     """
     ttft_s = alone_ttft_s = tpot_s = alone_tpot_s = None
-    own_s = 0.0
+    own_s, ends_after_s = 0.0, math.inf
     if prefill.costs is not None:
         sent_s = 0.0 if prefill is decode else hand_off_s(prefill, decode, demand)
         own_s = own_prefill_s(prefill, demand) + sent_s
@@ -114,9 +108,11 @@ def predict(
         alone_ttft_s = own_prefill_s(prefill, demand, is_alone=True) + sent_s
     if decode.costs is not None:
         num_tokens = num_output_tokens or demand.max_output_tokens
-        tpot_s = _tpot_s(demand, decode, prefill.queue_s + own_s, ends_in_s, num_tokens)
-        alone_tpot_s = row_s(decode.costs, 1, demand.num_total_tokens)
-    return Prediction(ttft_s, alone_ttft_s, tpot_s, alone_tpot_s, prefill.queue_s)
+        begins_in_s = prefill.queue_s + own_s
+        tpot_s = _tpot_s(demand, decode, begins_in_s, ends_in_s, num_tokens)
+        ends_after_s = begins_in_s + tpot_s * num_tokens
+        alone_tpot_s = decode_step_s(decode.costs, 1, demand.num_total_tokens)
+    return Prediction(ttft_s, alone_ttft_s, tpot_s, alone_tpot_s, prefill.queue_s, ends_after_s)
 
 
 def _tpot_s(
@@ -133,7 +129,7 @@ def _tpot_s(
     mean_context = decode.num_decode_tokens / max(1, decode.num_sequences)
     num_beside = min(num_rows, decode.max_num_seqs - 1)
     context = mean_context * num_beside + demand.num_prefill_tokens
-    step_s = row_s(decode.costs, num_beside + 1, round(context))
+    step_s = decode_step_s(decode.costs, num_beside + 1, round(context))
     num_ahead = num_rows + 1 - decode.max_num_seqs
     if num_ahead <= 0:
         return step_s

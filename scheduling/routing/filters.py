@@ -108,4 +108,5 @@ def overloaded(role: str, nodes: Sequence[Candidate]) -> Refusal:
         f"the queues of all {role} nodes are full ({num_sequences} requests and {num_tokens} "
         f"prompt tokens on {len(nodes)}): try again later, or start more with "
         f"scripts/launch_{role}",
+        can_wait=True,
     )

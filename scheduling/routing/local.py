@@ -8,7 +8,7 @@ than a local prefill, or where a local one would stall the requests that decode 
 from dataclasses import dataclass
 
 from scheduling.costs import num_pairs
-from scheduling.routing.estimates import hand_off_s, own_prefill_s, row_s
+from scheduling.routing.estimates import hand_off_s, own_prefill_s
 from scheduling.routing.placement import Candidate, Demand
 
 
@@ -50,11 +50,10 @@ class LocalPrefill:
     def _slowest_step_s(self, demand: Demand, decode: Candidate) -> float:
         """The step with the last and dearest chunk of the prompt beside all decode rows."""
         assert decode.costs is not None, "asked for a node with costs"
-        num_rows = min(decode.num_sequences, decode.max_num_seqs)
         num_new = min(decode.num_new_tokens(demand), decode.max_num_batched_tokens)
         pairs = num_pairs(num_new, max(0, demand.num_prefill_tokens - num_new))
         chunk_s = decode.costs.prefill_token_s * num_new + decode.costs.prefill_context_s * pairs
-        return row_s(decode.costs, num_rows, decode.num_decode_tokens) + chunk_s
+        return decode.step_s + chunk_s
 
 
 def min_tpot_s(demand: Demand, decode: Candidate) -> float:

@@ -54,7 +54,8 @@ class Candidate:
     num_cached_pages: the leading pages of this demand that it has. is_isolated: a suspect runs
     there. `num_placed` counts all placements ever; it rotates equal nodes. page_bytes: KV of one
     page. tightest_tpot_s: of the requests that it decodes. `costs` None: none that could be relied
-    on were measured. queue_s: predicted seconds until a prompt begins that is placed there now.
+    on were measured. By these, see `estimates.with_times`: step_s, a step without any prefill, and
+    queue_s, until a prompt begins that is placed there now.
     """
 
     node_id: str
@@ -76,6 +77,7 @@ class Candidate:
     page_bytes: int = 0
     tightest_tpot_s: float = math.inf
     costs: NodeCosts | None = None
+    step_s: float = 0.0
     queue_s: float = 0.0
 
     @property
@@ -115,12 +117,16 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request cannot be placed, what to do, and after how long to try again, if at all."""
+    """Why a request cannot be placed, what to do, and after how long to try again, if at all.
+
+    can_wait: it could be placed once others have ended.
+    """
 
     code: ErrorCode
     message: str
     retry_after_s: float | None = None
     predicted_ttft_s: float | None = None
+    can_wait: bool = False
 
 
 class PlacementPolicy(Protocol):

@@ -7,7 +7,6 @@ keeps a thousand nodes within a fraction of a millisecond.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scheduling.routing.estimates import own_prefill_s, predict
 from scheduling.routing.placement import Candidate, Demand
 
 Scorer = Callable[[Sequence[Candidate], Demand], list[float]]
@@ -79,7 +78,15 @@ def first_token_s(nodes: Sequence[Candidate], demand: Demand) -> list[float]:
     """
     if any(n.costs is None for n in nodes):
         return prefill_backlog(nodes, demand)
-    return [n.queue_s + own_prefill_s(n, demand) for n in nodes]
+    need = demand.num_prefill_tokens
+    scores = []
+    for n in nodes:  # `own_prefill_s` written out: it halves the time for a thousand nodes
+        costs = n.costs
+        assert costs is not None, "all have costs"
+        new = max(1, need - n.num_cached_pages * n.page_size)
+        work_s = new * (costs.prefill_token_s + costs.prefill_context_s * (need - new / 2))
+        scores.append(n.queue_s + -(-new // n.max_num_batched_tokens) * n.step_s + work_s)
+    return scores
 
 
 def token_s(nodes: Sequence[Candidate], demand: Demand) -> list[float]:
@@ -90,9 +97,11 @@ def token_s(nodes: Sequence[Candidate], demand: Demand) -> list[float]:
 
 
 def _token_s(node: Candidate, demand: Demand) -> float:
-    predicted = predict(demand, node, node)
-    assert predicted.tpot_s is not None, "it has costs"
-    return predicted.tpot_s
+    """A step with this request; where slots are taken, in as many turns as there are."""
+    costs = node.costs
+    assert costs is not None, "asked for a node with costs"
+    step_s = node.step_s + costs.decode_row_s + costs.decode_context_s * demand.num_prefill_tokens
+    return step_s * max(1.0, (node.num_sequences + 1) / node.max_num_seqs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,9 @@ def test_heartbeats_are_answered_with_what_is_missing(cluster) -> None:
     assert cluster.beat("p0", incarnation=2).wants_snapshot
 
 
-def test_requests_go_where_their_prefix_is_until_the_saving_is_used_up(cluster) -> None:
+def test_requests_go_where_their_prefix_is_until_the_saving_is_used_up(make_cluster) -> None:
+    cluster = make_cluster(placement_policy="least_loaded")
+    cluster.greet()
     for name in ("p0", "p1"):
         cluster.join(name, "prefill")
     cluster.join("d0", "decode")

@@ -11,7 +11,9 @@ from coordinator.shedding import RecentFlow, TenantShares
 @pytest.fixture
 def small(make_cluster):
     """One node per role that computes 2 sequences, with queues of 400 tokens and 3 requests."""
-    made = make_cluster(max_queued_tokens_per_node=400, max_queued_requests_per_node=3)
+    made = make_cluster(
+        max_queued_tokens_per_node=400, max_queued_requests_per_node=3, max_held_requests=0
+    )
     made.greet()
     made.join("p0", "prefill", num_pages=1000)
     made.join("d0", "decode", num_pages=1000, max_num_seqs=2)
