@@ -167,17 +167,19 @@ class StepBuilder:
         return need + watermark <= self.num_pages + num_coming
 
     def unstick(self, candidates: Sequence[SequenceView]) -> None:
-        """Where waiting requests hold all pages and nothing runs: admit one, without its row.
+        """Where nothing runs, as waiting requests hold the pages: admit one of those.
 
-        In the next step it gives way to the others, as only running requests can.
+        Without a page for its row it gives way to the others in the next step, as only running
+        requests can.
         """
         if self._decoding or self.view.prefill or self.view.running or self.num_rows <= 0:
             return
-        for sequence in candidates:
-            if not self.is_swapped(sequence):
-                self._admitted.append(sequence.key)
-                self.num_rows -= 1
-                return
+        waiting = [s for s in candidates if not self.is_swapped(s)]
+        if any(self.try_admit(s) for s in waiting):
+            return
+        if waiting:
+            self._admitted.append(waiting[0].key)
+            self.num_rows -= 1
 
     def prefill(self, prompts: Iterable[SequenceView], num_tokens: int | None = None) -> None:
         """Chunks in this order within what is left of the budget, and within `num_tokens`."""

@@ -1,5 +1,7 @@
 """Continuous batching, first come first served, and Orca's form of it. Pure."""
 
+from collections.abc import Sequence
+
 from scheduling.batch.composing import (
     StepBuilder,
     is_reserved,
@@ -37,6 +39,7 @@ class OrcaPolicy:
         running = oldest_first(view.running)
         step.decode(running)
         step.admit(with_room_to_end(view, step))
+        step.unstick(oldest_first(view.waiting))
         step.prefill(_whole_prompts(view, step.num_tokens))
         return step.plan()
 
@@ -53,11 +56,17 @@ def _whole_prompts(view: NodeView, num_tokens: int) -> list[SequenceView]:
     return found
 
 
-def with_room_to_end(view: NodeView, step: StepBuilder) -> list[SequenceView]:
-    """The oldest waiting requests whose full length fits beside that of all running ones."""
+def with_room_to_end(
+    view: NodeView, step: StepBuilder, candidates: Sequence[SequenceView] | None = None
+) -> list[SequenceView]:
+    """The oldest waiting requests whose full length fits beside that of all running ones.
+
+    Of these `candidates` only, where given.
+    """
     num_free = step.num_pages - sum(_num_unreserved(s, view.page_size) for s in view.running)
     found: list[SequenceView] = []
-    for sequence in oldest_first(view.waiting + view.swapped):
+    waiting = view.waiting + view.swapped if candidates is None else candidates
+    for sequence in oldest_first(waiting):
         need = _num_unreserved(sequence, view.page_size)
         if step.is_swapped(sequence):
             need = num_pages_at_end(sequence, view.page_size)

@@ -25,6 +25,30 @@ class StaticOptions:
         require(self.max_wait_s >= 0, "max_wait_s must not be negative; try 1")
 
 
+class DeadRows:
+    """Ended members of a static batch, which its tensor still computes: a context each."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[RequestKey, int] = {}  # members of the batch -> last known context
+
+    def clear(self) -> None:
+        """The batch is over."""
+        self._contexts.clear()
+
+    def contexts(self, running: tuple[SequenceView, ...]) -> tuple[int, ...]:
+        """Contexts of the members that ended, while any goes on; `running` are members."""
+        # A dead row's context grows with the batch, up to where the longest member may end.
+        longest = max((s.max_total_tokens for s in running), default=0)
+        for key, context in self._contexts.items():
+            self._contexts[key] = max(context, min(context + 1, longest))
+        for sequence in running:
+            self._contexts[sequence.key] = sequence.num_tokens
+        alive = {s.key for s in running}
+        if not alive:
+            return ()
+        return tuple(context for key, context in self._contexts.items() if key not in alive)
+
+
 class StaticPolicy:
     """Static batching: a batch forms, runs until its longest request ends, then the next forms.
 
@@ -38,7 +62,7 @@ class StaticPolicy:
     ) -> None:
         self._keep_finished_rows = keep_finished_rows
         self._max_wait_s = options.max_wait_s
-        self._batch: dict[RequestKey, int] = {}  # members of the batch -> last known context
+        self._dead_rows = DeadRows()
         self._waiting_since: float | None = None
 
     def plan(self, view: NodeView, services: Services) -> StepPlan:
@@ -47,10 +71,11 @@ class StaticPolicy:
         step.decode(oldest_first(view.running))
         wake_at = None
         if not view.running:
-            self._batch.clear()
+            self._dead_rows.clear()
             wake_at = self._form_batch(view, step)
         admitted = tuple(s for s in view.waiting + view.swapped if s.key in step.decoding)
-        padding = self._padding(view.running + admitted)
+        dead = self._dead_rows.contexts(view.running + admitted)
+        padding = dead if self._keep_finished_rows else ()
         padding = padding[: view.max_num_seqs - len(step.decoding)]
         step.num_tokens -= len(padding)
         step.prefill(view.prefill)
@@ -70,16 +95,5 @@ class StaticPolicy:
             return wake_at
         self._waiting_since = None
         step.admit(candidates)
+        step.unstick(oldest_first(view.waiting))
         return None
-
-    def _padding(self, running: tuple[SequenceView, ...]) -> tuple[int, ...]:
-        # A dead row's context grows with the batch, up to where the longest member may end.
-        longest = max((s.max_total_tokens for s in running), default=0)
-        for key, context in self._batch.items():
-            self._batch[key] = max(context, min(context + 1, longest))
-        for sequence in running:
-            self._batch[sequence.key] = sequence.num_tokens
-        alive = {s.key for s in running}
-        if not alive or not self._keep_finished_rows:
-            return ()
-        return tuple(context for key, context in self._batch.items() if key not in alive)
