@@ -1,0 +1,279 @@
+"""The simulated deployment: arrivals, placement by the production policy, hand-offs, ends.
+
+Equal times are in a fixed order, so equal scenarios give equal results: what arrives first, then
+the steps that end, by node.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scheduling.routing.placement import Demand, PlacementPolicy, Refusal
+from simulator.performance.candidates import BlockHolders, CandidatePool, Loads
+from simulator.performance.links import Links
+from simulator.performance.meters import Meters
+from simulator.performance.node import SimNode
+from simulator.performance.profiles import Profile
+from simulator.performance.requests import Phase, Resident, SimRequest
+
+PROGRESS_REQUESTS = 500
+_EVENT, _STEP = 0, 1  # order at equal times
+
+
+class Cluster:
+    """Nodes, links and the requests among them. A `World` of its nodes."""
+
+    def __init__(self, profile: Profile, meters: Meters, policy: PlacementPolicy) -> None:
+        self.now = 0.0
+        self.meters = meters
+        self.nodes: list[SimNode] = []
+        self.num_events = 0
+        self.num_live = 0
+        self._profile = profile
+        self._policy = policy
+        self._pool: CandidatePool | None = None
+        self._loads = Loads.none(0)
+        self._links = Links(profile, 0)
+        self._heap: list[tuple[float, int, int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._num_scheduled = 0
+        self._num_placed = 0
+        # Decode nodes' reserves that wait for pages: by age, as `kv_transfer.incoming` grants them.
+        self._reserves: list[list[tuple[int, int, Resident]]] = []
+        self._expected: dict[int, Resident] = {}  # by request, on its decode node
+
+    def start(
+        self, nodes: Sequence[SimNode], holders: BlockHolders, max_candidates: int | None
+    ) -> None:
+        """All nodes serve."""
+        self.nodes = list(nodes)
+        self._loads = Loads.none(len(nodes))
+        self._pool = CandidatePool(nodes, self._loads, holders, max_candidates)
+        self._links = Links(self._profile, len(nodes))
+        self._reserves = [[] for _ in nodes]
+
+    @property
+    def num_shipped_bytes(self) -> int:
+        """KV that went from node to node."""
+        return self._links.num_bytes
+
+    def run(
+        self,
+        requests: Sequence[SimRequest],
+        until: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Serve them all; stop at `until` at the latest. `progress`: arrived, of how many."""
+        arrivals = iter(requests)
+        upcoming = next(arrivals, None)
+        while True:
+            next_at = self._heap[0][0] if self._heap else None
+            if upcoming is not None and (next_at is None or upcoming.arrived_at <= next_at):
+                if upcoming.arrived_at > until:
+                    return
+                self.now = upcoming.arrived_at
+                self._arrive(upcoming, self.now)
+                if progress is not None and upcoming.index % PROGRESS_REQUESTS == 0:
+                    progress(upcoming.index, len(requests))
+                upcoming = next(arrivals, None)
+                continue
+            if next_at is None or next_at > until:
+                return
+            self.now, _, _, _, callback, arguments = heapq.heappop(self._heap)
+            self.num_events += 1
+            callback(*arguments, self.now)
+
+    def at(self, time: float, node: int, step: int) -> None:
+        """See `World`."""
+        self._push(time, _STEP, node, self.nodes[node].due, (step,))
+
+    def _after(self, time: float, callback: Callable[..., None], *arguments: object) -> None:
+        self._push(time, _EVENT, 0, callback, arguments)
+
+    def _push(
+        self,
+        time: float,
+        kind: int,
+        node: int,
+        callback: Callable[..., None],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        self._num_scheduled += 1
+        heapq.heappush(self._heap, (time, kind, node, self._num_scheduled, callback, arguments))
+
+    # --- placement --------------------------------------------------------------------------
+
+    def _arrive(self, request: SimRequest, now: float) -> None:
+        demand = Demand(
+            num_prompt_tokens=request.num_prompt,
+            num_output_tokens=0,
+            max_output_tokens=request.max_output,
+            ttft_s=request.ttft_s,
+            tpot_s=request.tpot_s,
+        )
+        pool = self._pool
+        assert pool is not None, "not started"
+        candidates = pool.candidates(request)
+        placement = self._policy.route(demand, candidates)
+        if isinstance(placement, Refusal):
+            request.refusal = placement.code
+            request.num_ends += 1
+            return
+        self._num_placed += 1
+        self.num_live += 1
+        by_name = {c.node_id: c for c in candidates}
+        prefill_name = placement.prefill or placement.decode
+        decode, prefill = pool.index(placement.decode), pool.index(prefill_name)
+        resident = Resident(
+            request=request,
+            age=self._num_placed,
+            arrived_at=now + 3 * self._profile.control_s,  # to the coordinator, back, to the node
+            phase=Phase.EXPECTED,
+            num_tokens=request.num_prompt,
+            decode=None if placement.prefill is None else decode,
+            prefill=prefill,
+            num_todo=by_name[prefill_name].num_new_tokens(demand),
+            num_placed_pages=by_name[placement.decode].num_new_pages(demand),
+        )
+        pool.placed(resident, prefill, decode)
+        self._after(resident.arrived_at, self._deliver, resident)
+
+    def _deliver(self, resident: Resident, now: float) -> None:
+        assert resident.prefill is not None
+        if resident.decode is not None:
+            self._expected[resident.request.index] = Resident(
+                request=resident.request,
+                age=resident.age,
+                arrived_at=now,
+                phase=Phase.EXPECTED,
+                num_tokens=resident.num_tokens,
+                prefill=resident.prefill,
+                num_placed_pages=resident.num_placed_pages,
+            )
+        self.nodes[resident.prefill].enqueue(resident, now)
+
+    # --- the hand-off -----------------------------------------------------------------------
+
+    def reserve(self, source: int, resident: Resident, now: float) -> None:
+        """See `World`. The answer is there after a round trip."""
+        assert resident.decode is not None
+        owner = self.nodes[resident.decode]
+        expected = self._expected[resident.request.index]
+        if owner.claim(expected, with_growth=True):
+            self._after(now + 2 * self._profile.control_s, self._granted, source, resident)
+            return
+        node = self.nodes[source]
+        node.give_back(resident, now)
+        resident.num_computed = 0
+        node.todo_changed(resident)
+        node.set_phase(resident, Phase.PARKED)
+        entry = (resident.age, resident.request.index, resident)
+        heapq.heappush(self._reserves[owner.index], entry)
+
+    def pages_freed(self, node: int, now: float) -> None:
+        """See `World`. Reserves are granted in the order of age, none past one that must wait."""
+        queue = self._reserves[node]
+        while queue:
+            resident = queue[0][2]
+            if not self.nodes[node].claim(self._expected[resident.request.index], with_growth=True):
+                return
+            heapq.heappop(queue)
+            assert resident.prefill is not None
+            at = now + self._profile.control_s
+            self._after(at, self._granted_late, resident.prefill, resident)
+
+    def _granted_late(self, source: int, resident: Resident, now: float) -> None:
+        self.nodes[source].set_phase(resident, Phase.GRANTED)
+        self.nodes[source].poke(now)
+
+    def _granted(self, source: int, resident: Resident, now: float) -> None:
+        """Both sides have pages: read what of the prefix is cheaper to read, then run."""
+        node = self.nodes[source]
+        read_at = self._read(node, resident, now)
+        if read_at > now:
+            self._after(read_at, self._runnable, source, resident)
+        else:
+            self._runnable(source, resident, now)
+
+    def _read(self, node: SimNode, resident: Resident, now: float) -> float:
+        """When a prefix that only the owner has is here; now where computing it is cheaper."""
+        assert resident.decode is not None
+        expected = self._expected[resident.request.index]
+        num_owner = len(expected.blocks) * node.settings.block_tokens
+        num_tokens = num_owner - resident.num_computed
+        if num_tokens <= 0 or self._profile.transfer_bytes_per_s <= 0:
+            return now
+        num_bytes = num_tokens * self._profile.kv_bytes_per_token
+        costs = self._profile.costs
+        read_s = self._profile.transfer_s + num_bytes / self._profile.transfer_bytes_per_s
+        if read_s >= costs.prefill_token_s * num_tokens:
+            return now
+        resident.num_computed = resident.request.num_cached = num_owner
+        node.todo_changed(resident)
+        resident.changed()
+        return self._links.ship(resident.decode, node.index, [(now, num_bytes)])
+
+    def _runnable(self, source: int, resident: Resident, now: float) -> None:
+        self.nodes[source].set_phase(resident, Phase.RUNNABLE)
+        self.nodes[source].poke(now)
+
+    def computed(self, source: int, resident: Resident, now: float) -> None:
+        """See `World`."""
+        request = resident.request
+        assert resident.decode is not None
+        if resident.num_left_to_draw == 0:
+            expected = self._expected.pop(request.index)
+            owner = self.nodes[resident.decode]
+            expected.phase = Phase.GONE
+            owner.give_back(expected, now)
+            self.nodes[source].give_back(resident, now)
+            self.ended(owner.index, expected, now)
+            owner.poke(now)
+            return
+        done_at = self._links.ship(source, resident.decode, self._chunks(source, resident))
+        self._after(done_at, self._arrived, source, resident)
+
+    def _chunks(self, source: int, resident: Resident) -> list[tuple[float, int]]:
+        """When pages were full, and their bytes; what the decode node has is not shipped."""
+        expected = self._expected[resident.request.index]
+        node = self.nodes[source]
+        sent = len(expected.blocks) * node.pages.block_pages
+        chunks = []
+        for at, num_computed in resident.chunks:
+            num_pages = num_computed // self._profile.page_size
+            if num_computed == resident.num_computed:
+                num_pages = node.num_pages(num_computed)  # the last page goes as it is
+            if num_pages > sent:
+                chunks.append((at, (num_pages - sent) * self._profile.page_bytes))
+                sent = num_pages
+        return chunks or [(resident.chunks[-1][0], 0)]
+
+    def _arrived(self, source: int, resident: Resident, now: float) -> None:
+        """All pages are at the decode node."""
+        assert resident.decode is not None
+        expected = self._expected.pop(resident.request.index)
+        owner = self.nodes[resident.decode]
+        expected.num_tokens = resident.num_tokens
+        expected.num_computed = resident.num_computed
+        expected.changed()
+        owner.publish(expected)
+        owner.set_phase(expected, Phase.WAITING)
+        owner.poke(now)
+        self.nodes[source].give_back(resident, now)
+        self.nodes[source].poke(now)
+
+    def prompt_computed(self, node: int) -> None:
+        """See `World`."""
+        self._loads.prompts[node] -= 1
+
+    def todo_changed(self, node: int, num_tokens: int) -> None:
+        """See `World`."""
+        self._loads.prompt_tokens[node] += num_tokens
+
+    def ended(self, node: int, resident: Resident, now: float) -> None:
+        """See `World`."""
+        request = resident.request
+        request.finished_at = now
+        request.num_ends += 1
+        self.num_live -= 1
+        assert self._pool is not None, "not started"
+        self._pool.ended(resident, node)
