@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
-from benchmarks.compare import overload, policies_real
+from benchmarks.compare import calibrate, overload, policies_real, sim_vs_real
 from benchmarks.options import Options
 from benchmarks.report import Report
 
 COMPARISONS: dict[str, Callable[[Options], Report]] = {
+    "calibrate": calibrate.run,
     "overload": overload.run,
     "policies_real": policies_real.run,
+    "sim_vs_real": sim_vs_real.run,
 }
