@@ -164,8 +164,8 @@ class Cluster:
         peer = changes.get("gateway_id", "gw")
         return [message for _, message in self.send(peer, Place(**{**fields, **changes}))]
 
-    def end(self, number: int, **changes):
-        """Report a request's end; returns the answer."""
+    def report(self, number: int, **changes) -> RequestEnded:
+        """The report of a request's end."""
         fields = {
             "gateway_id": "gw",
             "incarnation": 9,
@@ -178,7 +178,11 @@ class Cluster:
             "tpot_ms": 5.0,
             "num_output_tokens": 3,
         }
-        ((_, answer),) = self.send("gw", RequestEnded(**{**fields, **changes}))
+        return RequestEnded(**{**fields, **changes})
+
+    def end(self, number: int, **changes):
+        """Report a request's end; returns the answer."""
+        ((_, answer),) = self.send("gw", self.report(number, **changes))
         return answer
 
 
