@@ -1,6 +1,6 @@
 """Fair queueing of tenants by what they were served (VTC, OSDI 2024, arXiv 2401.00588). Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from scheduling.views import (
@@ -39,10 +39,13 @@ class FairShares:
         self._lift({s.tenant for s in everybody.values()})
         self._charged &= everybody.keys()
         num_rows = max(0, view.max_num_seqs - len(view.running))
-        coming = {s.key for s in self._fair(view.waiting + view.swapped, num_rows)}
+        # Who has to come back first may not fit yet: that fills no room.
+        rows = dict.fromkeys((s.key for s in view.waiting), 1)
+        tokens = {s.key: s.num_left for s in view.prefill}
+        coming = {s.key for s in self._fair(view.waiting + view.swapped, rows, num_rows)}
         fair = replace(
             view,
-            prefill=tuple(self._fair(view.prefill, view.max_num_batched_tokens, by_tokens=True)),
+            prefill=tuple(self._fair(view.prefill, tokens, view.max_num_batched_tokens)),
             waiting=tuple(s for s in view.waiting if s.key in coming),
             swapped=tuple(s for s in view.swapped if s.key in coming),
         )
@@ -64,9 +67,9 @@ class FairShares:
         }
 
     def _fair(
-        self, sequences: Iterable[SequenceView], room: int, *, by_tokens: bool = False
+        self, sequences: Iterable[SequenceView], sizes: Mapping[RequestKey, int], room: int
     ) -> list[SequenceView]:
-        """All requests of the least served tenants, until those fill the room."""
+        """All requests of the least served tenants, until their sizes fill the room."""
         by_tenant: dict[str, list[SequenceView]] = {}
         for s in sequences:
             by_tenant.setdefault(s.tenant, []).append(s)
@@ -76,7 +79,7 @@ class FairShares:
                 break
             mine = by_tenant[tenant]
             found += mine
-            room -= sum(s.num_left for s in mine) if by_tokens else len(mine)
+            room -= sum(sizes.get(s.key, 0) for s in mine)
         return found
 
     def _charge(self, plan: StepPlan, everybody: dict[RequestKey, SequenceView]) -> None:

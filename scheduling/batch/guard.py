@@ -62,16 +62,21 @@ class StarvationGuard:
     def plan(self, view: NodeView, services: Services) -> StepPlan:
         """Boosted requests on their share, all others as the policy inside says."""
         self._count(view, services)
-        boosted = self._boosted(view)
-        if boosted:
-            step = StepBuilder(view, self._share_of(view.max_num_batched_tokens))
-            self._serve(step, view, boosted)
-            plan = _merged(view, step, self._inner.plan(_rest(view, step, boosted), services))
-        else:
-            plan = self._inner.plan(view, services)
+        plan = self._guarded(view, services) or self._inner.plan(view, services)
         self._served = frozenset(plan.decode) | {key for key, _ in plan.prefill}
         self._planned_at = view.now
         return plan
+
+    def _guarded(self, view: NodeView, services: Services) -> StepPlan | None:
+        """The plan with its boosted part; None where there is none, or it would stop everything."""
+        boosted = self._boosted(view)
+        if not boosted:
+            return None
+        step = StepBuilder(view, self._share_of(view.max_num_batched_tokens))
+        self._serve(step, view, boosted)
+        if not (step.num_taken or view.running):
+            return None  # others that wait hold the pages: they have to go on before it can
+        return _merged(view, step, self._inner.plan(_rest(view, step, boosted), services))
 
     def _count(self, view: NodeView, services: Services) -> None:
         """Add the time since the last plan to the wait of those whom that did not serve."""

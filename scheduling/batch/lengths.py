@@ -35,7 +35,7 @@ class ServiceTimes:
         num_rows = max(1, len(view.running))
         num_tokens = sum(s.num_tokens for s in view.running)
         self._costs = services.costs
-        self._chunk_tokens = view.max_num_batched_tokens
+        self._chunk_tokens = max(1, view.max_num_batched_tokens)
         self._row_s = decode_step_s(services.costs, num_rows, num_tokens)
 
     def prefill_s(self, sequence: SequenceView) -> float:

@@ -75,11 +75,13 @@ class PreemptivePolicy:
         ranks: Ranks,
     ) -> None:
         """Admit from the top until one does not fit, whoever makes room for it off the bottom."""
+        has_returned = False
         for sequence in candidates:
             if step.preempted and step.is_swapped(sequence):
                 continue
             leaving = self._make_room(step, sequence, bottom, ranks)
-            if leaving is None or (leaving and step.is_swapped(sequence)):
+            has_returned = has_returned or step.is_swapped(sequence)
+            if leaving is None or (leaving and has_returned):
                 return
             if step.num_tokens + len(leaving) <= 0:
                 return

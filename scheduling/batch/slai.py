@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from scheduling.batch.composing import StepBuilder, oldest_first
+from scheduling.batch.composing import StepBuilder, num_pages_to_grow, oldest_first
 from scheduling.batch.options import require
 from scheduling.costs import step_s, step_shape
 from scheduling.views import NodeView, SequenceView, Services, StepPlan
@@ -58,7 +58,10 @@ class SlaiPolicy:
         num_critical = sum(at <= view.now for at in due.values())
         keeping = oldest_first(view.running)
         step.decode(rows[:num_critical], keeping)
+        num_kept = sum(num_pages_to_grow(s, view.page_size) for s in rows[num_critical:])
+        step.num_pages -= num_kept  # the other rows come after prompts, yet before newcomers
         step.admit(oldest_first(view.waiting + view.swapped))
+        step.num_pages += num_kept
         step.prefill(sorted(view.prefill, key=self._prompt_rank))
         if step.is_short:
             for row in rows[num_critical:]:

@@ -12,7 +12,7 @@ def predict(num_answer: float) -> LengthPrediction:
     return LengthPrediction(score=num_answer, q50=num_answer, q90=2 * num_answer)
 
 
-def mixed(num: int, *, seed: int = 1, rate: float = 60.0) -> list[Arrival]:
+def mixed(num: int, *, seed: int = 1, rate: float = 400.0) -> list[Arrival]:
     """Short and long, three tenants, two priorities, some with targets, some predicted."""
     rng = random.Random(seed)
     arrivals = []
