@@ -15,6 +15,8 @@ class Phase(Enum):
     EXPECTED = auto()  # its command is here, its KV is not
     WAITING = auto()  # KV and command are here; the batch policy has not admitted it
     RUNNING = auto()  # one token per step
+    RECOMPUTING = auto()  # preempted: the prefill guest has it, and computes its KV again
+    SWAPPED = auto()  # preempted: its KV is in host memory
 
 
 @dataclass(slots=True)
@@ -29,11 +31,17 @@ class Entry:
     started_at: float | None = None
     num_transfer_bytes: int = 0
     num_cached_tokens: int = 0  # of this node, so they were not sent
+    move_wished_at: float | None = None
 
     @property
     def awaits_transfer(self) -> bool:
         """Whether its KV may come from another node, or be said not to."""
         return self.phase is Phase.EXPECTED and not self.is_local
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether its pages are the decode guest's to give back."""
+        return self.phase in (Phase.WAITING, Phase.RUNNING)
 
     def ending(
         self,

@@ -1,7 +1,8 @@
 """The decode guest: joins KV with commands, runs residents token by token, emits. Pure.
 
-A request's pages for its full length are set aside before its KV is sent (Orca's reservation), so
-whatever was admitted can always finish and nothing needs to be preempted.
+How much of a request's growth is set aside before its KV is sent is the node's choice (Orca's
+reservation sets all of it aside); where that is not all, pages can run out, rows wait for them, and
+requests are preempted (`decode_node/preemption.py`). The oldest can always finish.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import msgspec
 
 from decode_node.adoption import Adoptions
 from decode_node.entry import Entry, Phase
+from decode_node.preemption import Preemption, is_protected
+from decode_node.replies import explain_misfit, explain_too_few, refusal
 from kv_transfer import actions as kv
 from kv_transfer.arrivals import ArrivalPhase
 from kv_transfer.incoming import IncomingTransfers
@@ -18,13 +21,12 @@ from node.ledger import PageState
 from node.resident import MAX_CLOSED, Attempts, Resident, finish_reason
 from node.runner import Sampled, SequenceStep
 from node.state import NodeState
-from scheduling.views import RequestKey, SequenceView
+from scheduling.views import PreemptMode, RequestKey, SequenceView
 from tandem.messages import handoff
 from tandem.messages.common import ErrorCode, FinishReason, NodeRef, TokenLogprobs
 from tandem.messages.serving import (
     Adopted,
     CommandAck,
-    CommandRefused,
     Decode,
 )
 
@@ -35,10 +37,16 @@ class DecodeGuest:
     """See the module."""
 
     def __init__(
-        self, state: NodeState, transfers: IncomingTransfers, *, start_local: StartLocal
+        self,
+        state: NodeState,
+        transfers: IncomingTransfers,
+        preemption: Preemption,
+        *,
+        start_local: StartLocal,
     ) -> None:
         self._state = state
         self._transfers = transfers
+        self._preemption = preemption
         self._start_local = start_local
         self._entries: dict[RequestKey, Entry] = {}
         self._arrived: dict[RequestKey, kv.Arrived] = {}  # KV that came before its command
@@ -90,13 +98,16 @@ class DecodeGuest:
         key = (spec.request_id, spec.attempt)
         ack = CommandAck(command="decode", request_id=key[0], attempt=key[1])
         if key in self._failed:
-            return [Reply(peer, _refusal(key, *self._failed[key]))]  # again: it may have got lost
+            return [Reply(peer, refusal(key, *self._failed[key]))]  # again: it may have got lost
         if key in self._entries or self._attempts.is_closed(key):
             return [Reply(peer, ack)]
         page_size = self._state.identity.layout.page_size
         resident = Resident(spec, peer=peer, now=now, page_size=page_size)
         if resident.num_final_pages > self._state.ledger.num_pages:
-            return [Reply(peer, self._too_few_pages(resident))]
+            text = explain_too_few(resident, self._state.ledger.num_pages)
+            return [Reply(peer, refusal(key, "too_few_pages", text))]
+        if resident.num_expected_pages is not None:
+            self._state.pool.growth.expect(key, resident.num_expected_pages)
         self._entries[key] = Entry(resident, is_local=message.prefill is None)
         self._adoptions.settled(key)
         actions: list[NodeAction] = [Reply(peer, ack)]
@@ -106,14 +117,6 @@ class DecodeGuest:
         elif key in self._arrived:
             self._join(self._arrived.pop(key), now)
         return actions
-
-    def _too_few_pages(self, resident: Resident) -> CommandRefused:
-        text = (
-            f"{resident.max_total_tokens} tokens need {resident.num_final_pages} KV pages and the "
-            f"decode node has {self._state.ledger.num_pages}: shorten the prompt, lower "
-            "max_tokens, or start the node with more --num-pages"
-        )
-        return _refusal(resident.key, "too_few_pages", text)
 
     def answer(self, node_id: str, message: msgspec.Struct, now: float) -> list[NodeAction]:
         """Decode guests dial no node."""
@@ -163,6 +166,7 @@ class DecodeGuest:
             # last); an ending from here could overtake that.
             self._attempts.close(key)
             self._entries.pop(key, None)
+            self._state.pool.growth.over(key)
         else:
             self._fail(key, failed.code, failed.message, now)
 
@@ -173,13 +177,13 @@ class DecodeGuest:
         return self._obey(self._transfers.cancel(key, now), now)
 
     def _drop(self, arrived: kv.Arrived) -> None:
-        self._state.ledger.unpromise(arrived.num_promised)
+        self._state.pool.forgo(arrived.key, arrived.num_promised)
         self._state.pool.release(arrived.pages)
 
     def _join(self, arrived: kv.Arrived, now: float) -> None:
         entry = self._entries[arrived.key]
         resident = entry.resident
-        problem = self._explain_misfit(arrived, resident)
+        problem = explain_misfit(arrived, resident, self._state)
         if problem is not None:
             self._drop(arrived)
             self._fail(arrived.key, "transfer_failed", problem, now)
@@ -192,24 +196,6 @@ class DecodeGuest:
         resident.num_cached = arrived.num_cached * self._state.identity.layout.page_size
         entry.num_cached_tokens = resident.num_cached
         self._take_first_token(entry, arrived.first_token, now)
-
-    def _explain_misfit(self, arrived: kv.Arrived, resident: Resident) -> str | None:
-        """Why this KV is not the request's: a prefill node is believed nothing that can be seen."""
-        hashes = self._state.hashes(resident, resident.num_tokens)
-        if arrived.num_tokens != resident.num_tokens:
-            return f"KV of {arrived.num_tokens} tokens came for {resident.num_tokens}"
-        if arrived.cached_hashes != tuple(hashes[: arrived.num_cached]):
-            return "the prefill node reserved for the prefix of another prompt"
-        if arrived.first_token.token_id >= self._state.identity.model.vocab_size:
-            return f"the prefill node's first token is {arrived.first_token.token_id}"
-        # The emitter keeps as many logprobs as tokens, or none.
-        has_logprobs = arrived.first_token.logprobs is not None
-        if has_logprobs != (resident.spec.params.logprobs is not None):
-            return f"the first token came {'with' if has_logprobs else 'without'} logprobs"
-        num_pages = len(arrived.pages) + arrived.num_promised
-        if num_pages < resident.num_final_pages:
-            return f"{num_pages} pages were reserved, {resident.num_final_pages} are needed"
-        return None
 
     def local_done(self, resident: Resident, token: kv.FirstToken, now: float) -> None:
         """This node's own prefill guest computed the prompt: the `inproc` hand-off to itself."""
@@ -225,12 +211,13 @@ class DecodeGuest:
 
     def _take_first_token(self, entry: Entry, token: kv.FirstToken, now: float) -> None:
         resident = entry.resident
-        entry.kv_at = now
-        entry.first_token = token
         entry.phase = Phase.WAITING
         self._state.index_pages(resident)
-        index = resident.num_output_tokens
-        self._state.emitter.prefilled(resident.peer, resident.key, index, token.report)
+        if entry.first_token is None:  # else it is computed again, and this token is any later one
+            entry.kv_at = now
+            entry.first_token = token
+            index = resident.num_output_tokens
+            self._state.emitter.prefilled(resident.peer, resident.key, index, token.report)
         self._append(entry, token.token_id, token.logprobs, now)
 
     # --- running ----------------------------------------------------------------------------
@@ -243,20 +230,42 @@ class DecodeGuest:
         """Admitted requests."""
         return self._views(Phase.RUNNING)
 
+    def swapped(self) -> tuple[SequenceView, ...]:
+        """Requests with their KV in host memory."""
+        return self._views(Phase.SWAPPED)
+
     def _views(self, phase: Phase) -> tuple[SequenceView, ...]:
         return tuple(e.resident.view() for e in self._entries.values() if e.phase is phase)
 
-    def admit(self, key: RequestKey, now: float) -> None:
-        """The policy admitted it."""
+    def admit(self, key: RequestKey, now: float) -> bool:
+        """The policy admits it; False where a swapped one has no room to come back."""
         entry = self._entries[key]
+        if entry.phase is Phase.SWAPPED and not self._preemption.restore(entry):
+            return False
         entry.phase = Phase.RUNNING
-        entry.started_at = now
+        if entry.started_at is None:
+            entry.started_at = now
+        return True
 
-    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep:
-        """The next token of a running request; it gets the page that the token needs."""
+    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep | None:
+        """The next token of a running request, with the page that it needs; None where it has to
+        wait for one."""
         resident = self._entries[key].resident
-        self._state.grow(resident)
+        if not self._state.grow(resident):
+            return None
         return resident.step(num_tokens, self._state.identity.eos_token_ids)
+
+    def protected(self) -> frozenset[RequestKey]:
+        """Requests that came back from a preemption a moment ago: not to be preempted again."""
+        return frozenset(k for k, e in self._entries.items() if is_protected(e.resident))
+
+    def preempt(self, key: RequestKey, mode: PreemptMode, now: float) -> None:
+        """The policy wants its pages for others, or it elsewhere."""
+        self._preemption.preempt(self._entries[key], mode, now)
+
+    def unblock(self, now: float, *, is_short: bool) -> bool:
+        """Nothing could run: make that something can; False where there is nothing to be done."""
+        return self._preemption.unblock(self._entries.values(), now, is_short=is_short)
 
     def computed(
         self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float
@@ -286,7 +295,7 @@ class DecodeGuest:
 
     def tick(self, now: float) -> list[NodeAction]:
         """Grant reserves that have waited for pages, resend what is due, drop what nobody wants."""
-        actions = self._obey(self._transfers.tick(now), now)
+        actions = self._preemption.take_wishes() + self._obey(self._transfers.tick(now), now)
         questions, silent = self._adoptions.tick(now, self._is_wanting)
         for key in silent:
             text = "the gateway did not say whether the attempt is wanted"
@@ -301,9 +310,9 @@ class DecodeGuest:
         actions = self._drop_transfers(key, now)
         for known in [k for k in self._entries if k[0] == key[0] and k[1] <= key[1]]:
             entry = self._entries.pop(known)
+            self._state.pool.growth.over(known)
             self._state.emitter.close(entry.resident.peer, known)
-            if entry.phase is not Phase.EXPECTED:
-                self._release(entry)
+            self._release(entry)
         return actions
 
     def peer_lost(self, peer: bytes, now: float) -> list[NodeAction]:
@@ -337,12 +346,15 @@ class DecodeGuest:
                     del self._failed[next(iter(self._failed))]
             return
         self._end(entry, "failed", now, code, message)
-        if entry.phase is not Phase.EXPECTED:
-            self._release(entry)
+        self._release(entry)
 
     def _release(self, entry: Entry) -> None:
-        self._state.index_pages(entry.resident)
-        self._state.give_back(entry.resident)
+        """Give back what it holds; what the prefill guest still computes is that guest's."""
+        if entry.has_pages:
+            self._state.index_pages(entry.resident)
+            self._state.give_back(entry.resident)
+        elif entry.phase is Phase.SWAPPED:
+            self._preemption.forget(entry)
 
     def _end(
         self,
@@ -355,6 +367,7 @@ class DecodeGuest:
         resident = entry.resident
         self._attempts.close(resident.key)
         self._entries.pop(resident.key, None)
+        self._state.pool.growth.over(resident.key)
         node_id = self._state.identity.node_id
         ending = entry.ending(reason, node_id, now, code=code, message=message)
         self._state.emitter.end(resident.peer, ending)
@@ -369,12 +382,11 @@ class DecodeGuest:
         return is_over or any(key[0] == request_id for key in self._entries)
 
     @property
+    def num_preempted(self) -> int:
+        """Preemptions since the start."""
+        return self._preemption.num_preempted
+
+    @property
     def num_requests(self) -> int:
         """Requests, KV without a command, and grants that are not over."""
         return len(self._entries) + len(self._arrived) + self._transfers.num_open
-
-
-def _refusal(key: RequestKey, code: ErrorCode, message: str) -> CommandRefused:
-    return CommandRefused(
-        command="decode", request_id=key[0], attempt=key[1], code=code, message=message
-    )

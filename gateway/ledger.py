@@ -30,6 +30,7 @@ from tandem.messages.serving import (
     CommandAck,
     CommandRefused,
     Emission,
+    MoveWanted,
 )
 
 __all__ = ["Identity", "Ledger"]
@@ -160,6 +161,9 @@ class Ledger:
                 self._live.out.append(ToNode(node, self._emissions.take(node, message, now)))
             case AttemptStatus():
                 self._status(node, message, now)
+            case MoveWanted(request_id=request_id, attempt=number):
+                if self._emissions.current(node, request_id, number) is not None:
+                    self._moves.wish(request_id, number, now)
             case Adopt():
                 self._live.out.append(ToNode(node, self._adopted(node, message)))
             case _:

@@ -87,11 +87,11 @@ class Arrival:
         """Under which its cached pages were found."""
         return self.page_hashes[: len(self.cached_pages)]
 
-    def open(self, grant_id: int, claim: Claim, num_promised: int, now: float) -> None:
+    def open(self, grant_id: int, claim: Claim, now: float) -> None:
         """It got pages."""
         self._grant_id = grant_id
         self.cached_pages, self.pages = claim.cached, claim.fresh
-        self.num_promised = num_promised
+        self.num_promised = claim.num_promised
         self.heard_at = now
         self.phase = ArrivalPhase.OPEN
 

@@ -2,6 +2,7 @@
 
 from kv_transfer.actions import OpenGrant, TransferKey
 from kv_transfer.arrivals import Arrival, ArrivalTable
+from node.growth import Grower
 from node.ledger import PageState
 from node.page_pool import PagePool
 from tandem.layout import KVLayout
@@ -44,13 +45,12 @@ class Granting:
 
     def _claim(self, arrival: Arrival, now: float) -> bool:
         num_pages = self._layout.num_pages_for(arrival.num_tokens)
-        num_promised = self._layout.num_pages_for(arrival.max_total_tokens) - num_pages
-        claim = self._pool.claim(
-            arrival.page_hashes, num_pages, PageState.GRANTED, num_promised=num_promised
-        )
+        num_growth = self._layout.num_pages_for(arrival.max_total_tokens) - num_pages
+        grower = Grower(arrival.key, arrival.sequence, num_growth)
+        claim = self._pool.claim(arrival.page_hashes, num_pages, PageState.GRANTED, grower)
         if claim is None:
             return False
-        arrival.open(self._next_grant_id, claim, num_promised, now)
+        arrival.open(self._next_grant_id, claim, now)
         self._next_grant_id += 1
         return True
 

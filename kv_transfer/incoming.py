@@ -359,7 +359,7 @@ class IncomingTransfers:
             state = PageState.QUARANTINED if arrival.is_suspect else PageState.DRAINING
             self._ledger.move(arrival.pages, state)
             self._ledger.drain(arrival.cached_pages)
-            self._ledger.unpromise(arrival.num_promised)
+            self._pool.forgo(arrival.key, arrival.num_promised)
             arrival.phase = ArrivalPhase.DRAINING
             arrival.heard_at = now  # it has another lease to say Drained
             self._actions.append(CloseGrant(arrival.grant_id))

@@ -15,10 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import uvloop
 import zmq.asyncio
 
 from decode_node.guest import DecodeGuest
+from decode_node.preemption import Preemption, PreemptionOptions, Swap
 from kv_transfer.cuda_driver import CudaDriver
 from kv_transfer.cuda_ipc import MPS_ADVICE, CudaPool
 from kv_transfer.exchange import BulkExchange
@@ -29,12 +31,15 @@ from node.config import NodeConfig
 from node.core import Limits, NodeCore
 from node.device import Device
 from node.emitter import Emitter
+from node.growth import Overcommit
 from node.ledger import PageLedger
 from node.loop import StepLoop
 from node.membership import Membership
+from node.page_store import HostPageStore, PageStore, measure_copy
 from node.peers import Owners
+from node.resident import Resident
 from node.shell import ALLOWED, COORDINATOR_MESSAGES, PEER_MESSAGES, NodeShell
-from node.state import NodeState
+from node.state import NodeIdentity, NodeState
 from prefill_node.guest import PrefillGuest
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.batch.options import split_options
@@ -105,17 +110,51 @@ def open_gpu(config: NodeConfig) -> CudaDriver | None:
     return None
 
 
-def compose_core(config: NodeConfig, device: Device) -> NodeCore:
+def open_swap(
+    config: NodeConfig, device: Device, pool: SharedPool | CudaPool | None
+) -> Swap | None:
+    """Host memory for the pages of preempted requests; None where they cannot be copied there."""
+    if not isinstance(pool, SharedPool):
+        if config.preemption == "swap":
+            log.warning("pages on %s are not swapped but computed again", config.device)
+        return None
+    num_pages, page_bytes = device.runner.num_pages, device.identity.layout.page_bytes
+    pages = np.frombuffer(pool.buffer, np.uint8, num_pages * page_bytes)
+    store = HostPageStore(pages.reshape(num_pages, page_bytes))
+    return make_swap(config, device.identity, store, measure_copy())
+
+
+def make_swap(
+    config: NodeConfig, identity: NodeIdentity, store: PageStore, bytes_per_s: float
+) -> Swap:
+    """As much as the operator gives."""
+    return Swap(store, config.swap_bytes // identity.layout.page_bytes, bytes_per_s)
+
+
+def compose_core(config: NodeConfig, device: Device, swap: Swap | None) -> NodeCore:
     """Both guests around one ledger, one policy over both."""
     identity = device.identity
-    ledger = PageLedger(device.runner.num_pages)
-    emitter = Emitter(identity.node_id, identity.incarnation)
-    state = NodeState(identity, ledger, emitter)
-    incoming = IncomingTransfers(state.pool, identity.layout, incarnation=identity.incarnation)
-    decode = DecodeGuest(
-        state, incoming, start_local=lambda resident, now: prefill.start_local(resident, now)
+    num_pages = device.runner.num_pages
+    num_watermark_pages = 0 if config.reserve == "full" else int(config.page_watermark * num_pages)
+    state = NodeState(
+        identity,
+        PageLedger(num_pages),
+        Emitter(identity.node_id, identity.incarnation),
+        Overcommit(config.reserve, num_watermark_pages),
     )
     services = Services(UNKNOWN_COSTS)
+
+    def start_local(resident: Resident, now: float) -> None:
+        prefill.start_local(resident, now)
+
+    preemption = Preemption(
+        state,
+        swap,
+        PreemptionOptions(config.preemption, config.max_num_batched_tokens),
+        start_local=start_local,
+    )
+    incoming = IncomingTransfers(state.pool, identity.layout, incarnation=identity.incarnation)
+    decode = DecodeGuest(state, incoming, preemption, start_local=start_local)
     prefill = PrefillGuest(
         state,
         OutgoingTransfers(identity.layout.page_size),
@@ -138,13 +177,18 @@ def compose_core(config: NodeConfig, device: Device) -> NodeCore:
     )
 
 
-def open_event_log(config: NodeConfig, device: Device) -> EventLog | None:
+def open_event_log(config: NodeConfig, device: Device, swap: Swap | None) -> EventLog | None:
     """Where the core's events and decisions are recorded, if the operator wants that."""
     return open_log(
         config.event_log,
         role="node",
         name=device.identity.node_id,
-        built_from=(config, device.identity, device.runner.num_pages),
+        built_from=(
+            config,
+            device.identity,
+            device.runner.num_pages,
+            None if swap is None else swap.bytes_per_s,
+        ),
     )
 
 
@@ -189,8 +233,9 @@ async def serve(
         exchange=exchange,
         drain_s=config.drain_s,
     )
-    event_log = open_event_log(config, device)
-    core = record(compose_core(config, device), event_log, RECORDED)
+    swap = open_swap(config, device, pool)
+    event_log = open_event_log(config, device, swap)
+    core = record(compose_core(config, device, swap), event_log, RECORDED)
     steps = StepLoop(core, device.runner, post=shell.post, failed=shell.failed)
     shell.attach(steps)
     exchange.start(lambda event: steps.offer(event), shell.failed)

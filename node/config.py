@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from node.growth import ReserveMode
 from scheduling.batch.catalogue import BATCH_POLICIES
 from scheduling.prefill.catalogue import PREFILL_POLICIES
 from tandem.config import Help
@@ -62,6 +63,23 @@ class NodeConfig:
     max_num_batched_tokens: Annotated[
         int, Help("tokens of one step at most; the size of a prefill chunk")
     ] = 512
+    reserve: Annotated[
+        ReserveMode,
+        Help(
+            "pages set aside for a request to grow: full (all that max_tokens may need), predicted "
+            "(up to its predicted length), none; where they run out requests are preempted"
+        ),
+    ] = "full"
+    page_watermark: Annotated[
+        float, Help("share of the pages kept free of new requests, unless reserve is full")
+    ] = 0.01
+    preemption: Annotated[
+        Literal["auto", "recompute", "swap"],
+        Help("what becomes of a preempted request's pages; auto: what takes less time"),
+    ] = "auto"
+    swap_bytes: Annotated[
+        int, Help("host memory for preempted requests' pages, of a node on the CPU; 0: none")
+    ] = 2**30
     prefill_weight: Annotated[float, Help("share of prefill; 0 closes the role")] = 1.0
     decode_weight: Annotated[float, Help("share of decode; 0 closes the role")] = 1.0
     batch_policy: Annotated[
@@ -119,5 +137,11 @@ class NodeConfig:
             raise ValueError(f"--transport cuda_ipc is for GPUs, not for --device {self.device}")
         if self.page_size < 1 or self.page_size & (self.page_size - 1):
             raise ValueError(f"page-size {self.page_size} is not a power of two; use 16")
+        if not 0 <= self.page_watermark <= 0.5:
+            raise ValueError(
+                f"page-watermark {self.page_watermark} is not within [0, 0.5]; use 0.01"
+            )
+        if self.swap_bytes < 0:
+            raise ValueError(f"swap-bytes {self.swap_bytes} is negative; 0 turns swapping off")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory-share {self.memory_share} is not within (0, 1]; use 0.2")

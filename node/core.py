@@ -14,7 +14,7 @@ from node.actions import CacheChanged, NodeAction, Reply
 from node.guest import DecodeRole, PrefillRole
 from node.plan_check import check_plan
 from node.refusals import explain_closed, explain_contradiction, explain_invalid, refusal
-from node.runner import SequenceStep, StepBatch, StepResult
+from node.runner import StepBatch, StepResult
 from node.state import NodeState
 from scheduling.views import BatchPolicy, NodeView, RequestKey, Services, StepPlan
 from tandem.messages import handoff, serving
@@ -134,6 +134,7 @@ class NodeCore:
         state.costs.start_from(services.costs)
         self.num_steps = 0
         self.num_illegal_plans = 0
+        self.num_held = 0  # rows that waited for a page, each step counted
         self.num_unexpected = 0
         self.wake_at: float | None = None
         self._is_cache_wanted = False
@@ -232,23 +233,46 @@ class NodeCore:
         return [Reply(peer, emission) for peer, emission in emissions]
 
     def plan(self, now: float) -> Step | None:
-        """The next step, or None where there is nothing to compute until `wake_at`."""
-        view = self._view(now)
-        self.wake_at = None
-        if not (view.prefill or view.waiting or view.running):
-            return None
-        checked = check_plan(self._policy.plan(view, self._services), view)
+        """The next step, or None where there is nothing to compute until `wake_at`.
+
+        Where rows wait for pages and nothing else can run, the node makes room, whatever the
+        policy: each turn brings one request back or preempts one, so there are few.
+        """
+        while True:
+            view = self._view(now)
+            if not (view.prefill or view.waiting or view.running or view.swapped):
+                self.wake_at = None
+                return None
+            step, num_held = self._compose(view, now)
+            if step is not None or self.wake_at is not None or view.prefill:
+                return step
+            is_short = num_held > 0 or view.num_free_pages <= view.num_watermark_pages
+            if not self._decode.unblock(now, is_short=is_short):
+                return None
+
+    def _compose(self, view: NodeView, now: float) -> tuple[Step | None, int]:
+        """What is legal and has pages, and how many rows are held because they have none."""
+        wanted = self._policy.plan(view, self._services)
+        protected = self._decode.protected() if wanted.preempt else frozenset()
+        checked = check_plan(wanted, view, protected)
         self.num_illegal_plans += checked.num_dropped > 0
         plan = checked.plan
         self.wake_at = plan.wake_at
-        for key in plan.admit:
-            self._decode.admit(key, now)
-        sequences: list[SequenceStep] = [self._decode.step(key, 1, now) for key in plan.decode]
+        for key, mode in plan.preempt:
+            self._decode.preempt(key, mode, now)
+        refused = {key for key in plan.admit if not self._decode.admit(key, now)}
+        keys = [key for key in plan.decode if key not in refused]
+        rows = [(key, self._decode.step(key, 1, now)) for key in keys]
+        steps = {key: step for key, step in rows if step is not None}
+        num_held = len(plan.decode) - len(steps)
+        self.num_held += num_held
+        sequences = list(steps.values())
         sequences += [self._prefill.step(key, num, now) for key, num in plan.prefill]
         if not sequences:
-            return None
+            return None, num_held
         self._state.costs.step_began(now)
-        return Step(plan, StepBatch(tuple(sequences), plan.padding_contexts))
+        plan = replace(plan, decode=tuple(steps))
+        return Step(plan, StepBatch(tuple(sequences), plan.padding_contexts)), num_held
 
     def _view(self, now: float) -> NodeView:
         return NodeView(
@@ -260,9 +284,11 @@ class NodeCore:
             prefill=self._prefill.views(now),
             waiting=self._decode.waiting(),
             running=self._decode.running(),
+            swapped=self._decode.swapped(),
             page_size=self._state.identity.layout.page_size,
             num_pages=self._state.ledger.num_pages,
-            num_free_pages=self._state.ledger.num_available,
+            num_free_pages=self._state.pool.num_free,
+            num_watermark_pages=self._state.pool.growth.num_watermark_pages,
         )
 
     def computed(self, step: Step, result: StepResult, now: float) -> list[NodeAction]:
@@ -307,6 +333,8 @@ class NodeCore:
             num_requests=num_requests + self._state.emitter.num_unacknowledged,
             num_tokens_out=self._state.emitter.num_tokens,
             pages=self._state.ledger.counts(),
+            num_preempted=self._decode.num_preempted,
+            num_wasted_tokens=self._state.num_wasted_tokens,
             num_decode_tokens=sum(row.num_tokens for row in rows),
             busy_s=self._state.costs.busy_s,
             costs=self._state.costs.learned,

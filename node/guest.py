@@ -11,7 +11,7 @@ import msgspec
 from node.actions import NodeAction
 from node.resident import Resident
 from node.runner import Sampled, SequenceStep
-from scheduling.views import RequestKey, SequenceView, Services
+from scheduling.views import PreemptMode, RequestKey, SequenceView, Services
 from tandem.messages.common import NodeRef
 
 
@@ -39,9 +39,6 @@ class Guest(Protocol):
     def tick(self, now: float) -> list[NodeAction]:
         """Time has passed, or pages were freed: start what can start, resend what is due."""
 
-    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep:
-        """Work for one request of a validated plan."""
-
     def computed(
         self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float
     ) -> list[NodeAction]:
@@ -66,6 +63,9 @@ class PrefillRole(Guest, Protocol):
 
     def views(self, now: float) -> tuple[SequenceView, ...]:
         """Prompts that may run now, first first."""
+
+    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep:
+        """The next chunk of a prompt."""
 
     def start_local(self, resident: Resident, now: float) -> None:
         """Compute a prompt for the decode guest of this node, without a transfer."""
@@ -93,5 +93,24 @@ class DecodeRole(Guest, Protocol):
     def running(self) -> tuple[SequenceView, ...]:
         """Admitted requests."""
 
-    def admit(self, key: RequestKey, now: float) -> None:
-        """The policy admitted it."""
+    def swapped(self) -> tuple[SequenceView, ...]:
+        """Preempted requests with their KV in host memory."""
+
+    def admit(self, key: RequestKey, now: float) -> bool:
+        """The policy admits it; False where a swapped one has no room to come back."""
+
+    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep | None:
+        """The next token of a running request; None where it has to wait for a page."""
+
+    def protected(self) -> frozenset[RequestKey]:
+        """Requests that came back from a preemption a moment ago: not to be preempted again."""
+
+    def preempt(self, key: RequestKey, mode: PreemptMode, now: float) -> None:
+        """The policy wants its pages for others, or it elsewhere."""
+
+    def unblock(self, now: float, *, is_short: bool) -> bool:
+        """Nothing could run: make that something can; False where there is nothing to be done."""
+
+    @property
+    def num_preempted(self) -> int:
+        """Preemptions since the start."""

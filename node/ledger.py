@@ -79,6 +79,10 @@ class PageLedger:
         """State of one page."""
         return self._state[page]
 
+    def is_shared(self, page: int) -> bool:
+        """Whether more than one holds the page."""
+        return self._holders[page] > 1
+
     def counts(self) -> PageCounts:
         """Pages by state."""
         return PageCounts(**{s.name.lower(): self._counts[s] for s in PageState})

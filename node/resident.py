@@ -1,5 +1,7 @@
 """One request attempt on a node: its tokens, its pages, how far its KV is computed."""
 
+import math
+
 import numpy as np
 
 from node.runner import Int32Array, SampleRequest, SequenceStep
@@ -15,7 +17,9 @@ class Resident:
 
     Token indices are absolute: `prompt + output`, where output includes what earlier attempts
     delivered. The KV of tokens below `num_computed` is in `pages`; `num_promised` further pages
-    are set aside in the ledger for its growth.
+    are set aside in the ledger for its growth. Of its prefix, `num_matched` tokens were cached when
+    it last got pages, `num_cached` when it first did. A preemption that drops its KV leaves in
+    `num_dropped` how many tokens that was of.
     """
 
     def __init__(self, spec: RequestSpec, *, peer: bytes, now: float, page_size: int) -> None:
@@ -29,7 +33,11 @@ class Resident:
         self.max_total_tokens = self.num_prompt_tokens + spec.params.max_tokens
         self.num_computed = 0
         self.num_cached = 0
+        self.num_matched = 0
         self.num_promised = 0
+        self.num_dropped = 0
+        self.num_preemptions = 0
+        self.preempted_at = 0  # how many tokens it had when it was preempted last
         self.is_begun = False  # some of its prompt was computed here
         self.last_token_at: float | None = None  # of its newest token, drawn here
         self.page_hashes: list[bytes] = []  # of its first full pages, extended as asked
@@ -71,10 +79,24 @@ class Resident:
         """Pages at full length; the KV of the last token is never needed."""
         return -(-max(self.max_total_tokens - 1, self.num_tokens) // self._page_size)
 
+    @property
+    def num_expected_pages(self) -> int | None:
+        """Pages at the length that nine of ten such answers stay below; None: not predicted."""
+        if self.spec.prediction is None:
+            return None
+        num_tokens = self.num_prompt_tokens + math.ceil(self.spec.prediction.q90)
+        return -(-min(num_tokens, self.max_total_tokens) // self._page_size)
+
     def add_pages(self, pages: list[int]) -> None:
         """Append pages."""
         self._table[self._num_pages : self._num_pages + len(pages)] = pages
         self._num_pages += len(pages)
+
+    def match(self, num_pages: int) -> None:
+        """Its first pages were cached before; what it filled before a preemption stays its own."""
+        self.num_matched = num_pages * self._page_size
+        if self.num_preemptions == 0:
+            self.num_cached = self.num_matched
 
     def drop_pages(self) -> list[int]:
         """Give all pages away and forget what was computed."""
@@ -128,6 +150,7 @@ class Resident:
             tpot_s=self.spec.targets.tpot_ms / 1e3,
             tenant_weight=self.spec.tenant_weight,
             last_token_at=self.last_token_at,
+            num_preemptions=self.num_preemptions,
             prediction=self.spec.prediction,
             is_begun=self.is_begun,
             num_cached=self.num_cached,

@@ -7,6 +7,7 @@ by the prefix index before it is asked again.
 from dataclasses import dataclass, field
 
 from node.emitter import Emitter
+from node.growth import Grower, Overcommit
 from node.ledger import PageLedger, PageState
 from node.live_costs import LiveCosts
 from node.page_pool import PagePool
@@ -36,19 +37,25 @@ class NodeIdentity:
 
 @dataclass(slots=True)
 class NodeState:
-    """Pages and streams of a node. `epoch` is zero until the coordinator has admitted it."""
+    """Pages and streams of a node. `epoch` is zero until the coordinator has admitted it.
+
+    num_wasted_tokens: tokens whose KV was dropped by a preemption and computed again.
+    """
 
     identity: NodeIdentity
     ledger: PageLedger
     emitter: Emitter
-    index: PrefixIndex = field(default_factory=PrefixIndex)
+    overcommit: Overcommit = field(default_factory=Overcommit)
     epoch: int = 0
+    num_wasted_tokens: int = 0
     pool: PagePool = field(init=False)
+    index: PrefixIndex = field(init=False)
     costs: LiveCosts = field(default_factory=LiveCosts)
     _hashers: dict[str, PageHasher] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.pool = PagePool(self.ledger, self.index)
+        self.pool = PagePool(self.ledger, self.overcommit)
+        self.index = self.pool.index
 
     def hashes(self, resident: Resident, num_tokens: int) -> list[bytes]:
         """Hashes of the full pages within the first `num_tokens` tokens."""
@@ -69,34 +76,46 @@ class NodeState:
         known += self._hashers[tenant].chain(rest, known[-1] if known else None)
         return known[: num_tokens // self.identity.layout.page_size]
 
-    def take_prefix(self, resident: Resident, extra_promise: int) -> bool:
+    def take_prefix(self, resident: Resident, *, grows: bool) -> bool:
         """Give a prompt its pages: the cached prefix, then fresh ones; False where too few.
 
-        The last known token is always computed, so it is never part of the cached prefix. With
-        `extra_promise` that many pages are promised for its growth as well.
+        The last known token is always computed, so it is never part of the cached prefix. One that
+        `grows` decodes on this node, and keeps its pages for that.
         """
-        claim = self.pool.claim(
-            self.hashes(resident, resident.num_tokens - 1),
-            resident.num_missing_pages,
-            PageState.ACTIVE,
-            num_promised=extra_promise,
-        )
+        hashes = self.hashes(resident, resident.num_tokens - 1)
+        if not self.claim(resident, hashes, grows=grows):
+            return False
+        resident.num_computed = resident.num_matched
+        self.num_wasted_tokens += max(0, resident.num_dropped - resident.num_matched)
+        resident.num_dropped = 0
+        return True
+
+    def claim(self, resident: Resident, hashes: list[bytes], *, grows: bool) -> bool:
+        """Pages for all known tokens of a request that has none; False where too few."""
+        num_pages = resident.num_missing_pages
+        grower = None
+        if grows:
+            num_growth = resident.num_final_pages - num_pages
+            grower = Grower(resident.key, resident.spec.sequence, num_growth)
+        claim = self.pool.claim(hashes, num_pages, PageState.ACTIVE, grower)
         if claim is None:
             return False
         resident.add_pages([*claim.cached, *claim.fresh])
-        resident.num_computed = len(claim.cached) * self.identity.layout.page_size
-        resident.num_cached = resident.num_computed
-        resident.num_promised = extra_promise
+        resident.num_promised = claim.num_promised
+        resident.match(len(claim.cached))
         return True
 
-    def grow(self, resident: Resident) -> None:
-        """Turn promised pages into pages until the next token has room."""
+    def grow(self, resident: Resident) -> bool:
+        """Take pages until the next token has room; False where there are none to take."""
         num_pages = resident.num_missing_pages
-        if num_pages > 0:
-            resident.num_promised -= num_pages
-            assert resident.num_promised >= 0, "grown past the promise"
-            resident.add_pages(self.ledger.take(num_pages, PageState.ACTIVE, promised=True))
-            self.pool.forget_evicted()
+        if num_pages <= 0:
+            return True
+        pages = self.pool.grow(resident.key, num_pages, resident.num_promised)
+        if pages is None:
+            return False
+        resident.num_promised = max(0, resident.num_promised - num_pages)
+        resident.add_pages(pages)
+        return True
 
     def index_pages(self, resident: Resident) -> None:
         """Make the full, computed pages of a request available as prefix cache."""
@@ -116,6 +135,6 @@ class NodeState:
 
     def give_back(self, resident: Resident) -> None:
         """Release a request's pages and promises; indexed pages stay cached."""
-        self.ledger.unpromise(resident.num_promised)
+        self.pool.forgo(resident.key, resident.num_promised)
         resident.num_promised = 0
         self.pool.release(resident.drop_pages())

@@ -18,7 +18,7 @@ from node.resident import PREFIX_PAGES, Attempts, Resident, finish_reason
 from node.runner import Sampled, SequenceStep
 from node.state import NodeState
 from prefill_node.job import Job, Phase
-from prefill_node.order import PromptOrder
+from prefill_node.order import PromptOrder, to_bring_back
 from prefill_node.reading import ReadCosts
 from scheduling.views import PrefillPolicy, RequestKey, SequenceView, Services
 from tandem.messages.common import ErrorCode, NodeRef
@@ -63,7 +63,7 @@ class PrefillGuest:
 
     def use(self, services: Services) -> None:
         """What its policy may ask from now on."""
-        self._services = services
+        self._order.services = services
 
     # --- commands ---------------------------------------------------------------------------
 
@@ -233,6 +233,11 @@ class PrefillGuest:
             for job in self._jobs.values()
             if job.phase in (Phase.RESERVING, Phase.READING, Phase.RUNNABLE)
         )
+        for job in to_bring_back(self._jobs.values()):
+            if not self._claim_pages(job):
+                break
+            num_tokens += job.num_left
+            actions += self._start(job, now)
         granted = self._in_order(Phase.GRANTED, now)
         for job in granted:
             if not self._claim_pages(job):
@@ -240,7 +245,7 @@ class PrefillGuest:
             num_tokens += job.num_left
             actions += self._start(job, now)
         queued = self._in_order(Phase.QUEUED, now) if num_tokens < self._lookahead_tokens else []
-        for job in queued:
+        for job in [j for j in queued if not j.resident.num_preemptions]:
             if num_tokens >= self._lookahead_tokens or not self._claim_pages(job):
                 break
             num_tokens += job.num_left
@@ -261,11 +266,7 @@ class PrefillGuest:
         return self._order.of(phase, self._jobs.values(), now)
 
     def _claim_pages(self, job: Job) -> bool:
-        resident = job.resident
-        growth = 0
-        if job.decode is None:
-            growth = resident.num_final_pages - resident.num_missing_pages
-        return self._state.take_prefix(resident, growth)
+        return self._state.take_prefix(job.resident, grows=job.decode is None)
 
     def _start(self, job: Job, now: float) -> list[NodeAction]:
         resident = job.resident

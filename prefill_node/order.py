@@ -20,7 +20,7 @@ class PromptOrder:
 
     def __init__(self, policy: PrefillPolicy, services: Services) -> None:
         self._policy = policy
-        self._services = services
+        self.services = services
         self._order: list[Job] = []
         self._asked_at: float | None = None
         self._has_left_out = False
@@ -47,7 +47,16 @@ class PromptOrder:
             if job.is_uncomputed and job.phase is not Phase.PARKED
         }
         views = [job.view() for job in known.values()]
-        self._order = [known.pop(key) for key in self._policy.order(views, now, self._services)]
+        self._order = [known.pop(key) for key in self._policy.order(views, now, self.services)]
         self._order += [job for job in known.values() if job.phase is Phase.GRANTED]
         self._has_left_out = any(job.phase is Phase.QUEUED for job in known.values())
         self._asked_at = now
+
+
+def to_bring_back(jobs: Iterable[Job]) -> list[Job]:
+    """Preempted requests without pages, the oldest first: before all others, and for no policy.
+
+    Pages are kept for the oldest of them, which nobody else could take.
+    """
+    waiting = [j for j in jobs if j.phase is Phase.QUEUED and j.resident.num_preemptions]
+    return sorted(waiting, key=lambda job: (job.resident.spec.sequence, job.resident.key))

@@ -1,7 +1,10 @@
 """What a seed draws: the sizes of the system and the rates of its faults, which may be none."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from node.growth import ReserveMode
 
 FAULTS = (
     "kill_node",
@@ -52,6 +55,10 @@ class Knobs:
     batch_policy: str = "fifo"
     keeps_address: bool = True  # a restarted node listens where its predecessor did
     is_encoded: bool = False  # messages go through the codec, with its limits
+    reserve: ReserveMode = "full"
+    preemption: Literal["auto", "recompute", "swap"] = "auto"
+    num_watermark_pages: int = 0
+    num_swap_pages: int = 0
 
 
 ROLES = (
@@ -92,7 +99,7 @@ def draw(seed: int, num_requests: int | None = None) -> Knobs:
     step_s = rng.choice((0.01, 0.03, 0.1))
     if num_requests * max_output * step_s / num_rows > MAX_WORK_S:
         step_s = 0.01
-    return Knobs(
+    knobs = Knobs(
         seed=seed,
         roles=roles,
         num_gateways=rng.choice((1, 2, 2)),
@@ -121,4 +128,18 @@ def draw(seed: int, num_requests: int | None = None) -> Knobs:
         batch_policy=rng.choice(("fifo", "fifo", "fifo", "static")),
         keeps_address=rng.random() < 0.5,
         is_encoded=rng.random() < 0.3,
+    )
+    return overcommitted(knobs, rng) if rng.random() < 0.4 else knobs
+
+
+def overcommitted(knobs: Knobs, rng: random.Random) -> Knobs:
+    """Pages run out, and requests are preempted: as the node must, or as a policy likes."""
+    is_rude = knobs.batch_policy == "fifo" and rng.random() < 0.5
+    return replace(
+        knobs,
+        batch_policy="rude" if is_rude else knobs.batch_policy,
+        reserve=rng.choice(("full", "predicted", "none", "none")),
+        preemption=rng.choice(("auto", "recompute", "swap")),
+        num_watermark_pages=rng.choice((0, 1)),
+        num_swap_pages=rng.choice((0, 4, 1000)),
     )

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from decode_node.guest import DecodeGuest
+from decode_node.preemption import Preemption, PreemptionOptions, Swap
 from kv_transfer import actions as kv
 from kv_transfer.incoming import IncomingTransfers
 from kv_transfer.outgoing import OutgoingTransfers
@@ -27,6 +28,7 @@ from node.core import (
 from node.drain import Drain
 from node.emitter import Emitter
 from node.fake_runner import FAKE_LAYOUT, FakeRunner
+from node.growth import Overcommit
 from node.ledger import PageLedger
 from node.membership import (
     DrainWanted,
@@ -37,12 +39,13 @@ from node.membership import (
     SnapshotWanted,
     TurnedAway,
 )
+from node.page_store import HostPageStore
+from node.resident import Resident
 from node.shell import GATEWAY_DEAD_S, GATEWAY_SILENT_S
 from node.shell import TICK_S as IO_TICK_S
 from node.state import NodeIdentity, NodeState
 from node.step_times import StepTimes
 from prefill_node.guest import PrefillGuest
-from scheduling.batch.catalogue import make_batch_policy
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.fifo import FifoPrefill
 from scheduling.views import Services
@@ -53,6 +56,7 @@ from simulator.network import Network
 from simulator.node_setup import EOS, Directory, NodeSetup, model_identity
 from simulator.owners import Owners
 from simulator.process import Process
+from simulator.rude_policy import make_policy
 from tandem.messages.handoff import FromWriter, OwnerWelcome, Reserve, TransportOffer, WriterHello
 from tandem.messages.membership import NodeHello, NodeLoad, RoleWeights
 from tandem.messages.serving import PeerBeat
@@ -132,7 +136,12 @@ class NodeProcess:
             layout=FAKE_LAYOUT,
             eos_token_ids=(EOS,),
         )
-        self.state = NodeState(identity, self.ledger, Emitter(setup.node_id, setup.incarnation))
+        self.state = NodeState(
+            identity,
+            self.ledger,
+            Emitter(setup.node_id, setup.incarnation),
+            Overcommit(knobs.reserve, knobs.num_watermark_pages),
+        )
         self.incoming = IncomingTransfers(
             self.state.pool,
             FAKE_LAYOUT,
@@ -140,12 +149,16 @@ class NodeProcess:
             lease_s=knobs.transfer_lease_s,
         )
         self.outgoing = OutgoingTransfers(FAKE_LAYOUT.page_size)
-        self.decode = DecodeGuest(
-            self.state,
-            self.incoming,
-            start_local=lambda resident, now: self.prefill.start_local(resident, now),
-        )
         services = Services(UNKNOWN_COSTS)
+        preemption = Preemption(
+            self.state,
+            Swap(HostPageStore(self.pool), knobs.num_swap_pages, 1e9),
+            PreemptionOptions(knobs.preemption),
+            start_local=self._start_local,
+        )
+        self.decode = DecodeGuest(
+            self.state, self.incoming, preemption, start_local=self._start_local
+        )
         self.prefill = PrefillGuest(
             self.state,
             self.outgoing,
@@ -158,7 +171,7 @@ class NodeProcess:
             self.state,
             prefill=self.prefill,
             decode=self.decode,
-            policy=make_batch_policy(knobs.batch_policy),
+            policy=make_policy(knobs, setup.index),
             limits=Limits(
                 knobs.max_num_seqs,
                 max(knobs.max_num_batched_tokens, knobs.max_num_seqs),
@@ -167,6 +180,9 @@ class NodeProcess:
             services=services,
         )
         self._runner = FakeRunner(self.pool, vocab_size=knobs.vocab_size)
+
+    def _start_local(self, resident: Resident, now: float) -> None:
+        self.prefill.start_local(resident, now)
 
     def _hello(self) -> NodeHello:
         return NodeHello(

@@ -22,6 +22,7 @@ from gateway.live import Identity
 from gateway.tokenize import Tokenization
 from node.config import NodeConfig
 from node.device import Device
+from node.page_store import NoPageStore
 from node.state import NodeIdentity
 from tandem.event_log import BadLog, Recording, pack, read_log
 
@@ -45,12 +46,17 @@ class NoRunner:
     num_pages: int
 
 
-def build_node(config: NodeConfig, identity: NodeIdentity, num_pages: int) -> object:
-    """As node/__main__.py does, by that very function."""
-    compose: Callable[[NodeConfig, Device], object] = runpy.run_module("node", run_name="replay")[
-        "compose_core"
-    ]
-    return compose(config, Device(NoRunner(num_pages), identity, False, ""))  # type: ignore[arg-type]
+def build_node(
+    config: NodeConfig, identity: NodeIdentity, num_pages: int, copy_bytes_per_s: float | None
+) -> object:
+    """As node/__main__.py does, by its very functions."""
+    node = runpy.run_module("node", run_name="replay")
+    device = Device(NoRunner(num_pages), identity, False, "")  # type: ignore[arg-type]
+    swap = None
+    if copy_bytes_per_s is not None:
+        swap = node["make_swap"](config, identity, NoPageStore(), copy_bytes_per_s)
+    built: object = node["compose_core"](config, device, swap)
+    return built
 
 
 BUILDERS: dict[str, Callable[..., object]] = {

@@ -121,7 +121,7 @@ GUESTS = (
     Mutation(
         "hashes-at-the-join",
         "matched pages are the request's own prefix",
-        "decode_node/guest.py",
+        "decode_node/replies.py",
         "if arrived.cached_hashes != tuple(hashes[: arrived.num_cached]):",
         "if False:",
         (REUSE,),
@@ -129,7 +129,7 @@ GUESTS = (
     Mutation(
         "tokens-at-the-join",
         "KV is of as many tokens as the request has",
-        "decode_node/guest.py",
+        "decode_node/replies.py",
         "if arrived.num_tokens != resident.num_tokens:",
         "if False:",
         (JOINS,),
@@ -137,15 +137,15 @@ GUESTS = (
     Mutation(
         "first-token-at-the-join",
         "a first token is one of the model's",
-        "decode_node/guest.py",
-        "if arrived.first_token.token_id >= self._state.identity.model.vocab_size:",
+        "decode_node/replies.py",
+        "if arrived.first_token.token_id >= state.identity.model.vocab_size:",
         "if False:",
         (JOINS,),
     ),
     Mutation(
         "pages-at-the-join",
         "the reserved pages are enough for the whole answer",
-        "decode_node/guest.py",
+        "decode_node/replies.py",
         "if num_pages < resident.num_final_pages:",
         "if False:",
         (JOINS,),

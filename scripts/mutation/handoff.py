@@ -242,8 +242,8 @@ GRANTS = (
         "full-length-promise",
         "whatever was admitted can finish",
         "kv_transfer/granting.py",
-        "num_promised = self._layout.num_pages_for(arrival.max_total_tokens) - num_pages",
-        "num_promised = 0",
+        "num_growth = self._layout.num_pages_for(arrival.max_total_tokens) - num_pages",
+        "num_growth = 0",
         (INCOMING,),
     ),
     Mutation(

@@ -52,8 +52,8 @@ PAGES = (
         "matched-pages-counted",
         "idle matched pages are counted as taken",
         "node/page_pool.py",
-        "if num_fresh + num_idle + num_promised > self.ledger.num_available:",
-        "if num_fresh + num_promised > self.ledger.num_available:",
+        "num_needed = num_fresh + num_idle + num_promised",
+        "num_needed = num_fresh + num_promised",
         ("tests/node/test_page_pool.py",),
     ),
     Mutation(

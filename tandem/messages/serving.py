@@ -179,6 +179,13 @@ class Adopted(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     is_wanted: bool
 
 
+class MoveWanted(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """The attempt would be better off on another node; it goes on here until it is there."""
+
+    request_id: RequestId
+    attempt: Attempt
+
+
 class PeerBeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The gateway lives; renews its lease at the node."""
 
@@ -187,4 +194,4 @@ class PeerBeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 FromGatewayToNode = Prefill | Decode | Cancel | EmissionAck | AskAttempt | Adopted | PeerBeat
-FromNodeToGateway = CommandAck | CommandRefused | Emission | AttemptStatus | Adopt
+FromNodeToGateway = CommandAck | CommandRefused | Emission | AttemptStatus | Adopt | MoveWanted

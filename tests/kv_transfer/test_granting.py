@@ -37,7 +37,7 @@ def test_a_waiting_reserve_is_looked_at_again_only_when_something_changed(
         num_claims += 1
         return claim(*args, **options)
 
-    held = claim([], 6, PageState.ACTIVE, num_promised=0)
+    held = claim([], 6, PageState.ACTIVE)
     monkeypatch.setattr(pool, "claim", counted)
     owner.hear(reserve(b"b", 20), writer=WRITER)
     assert num_claims == 1

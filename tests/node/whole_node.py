@@ -2,24 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decode_node.guest import DecodeGuest
+from decode_node.preemption import Preemption, PreemptionOptions, Swap
 from kv_transfer.incoming import IncomingTransfers
 from kv_transfer.outgoing import OutgoingTransfers
 from node.core import Admitted, Limits, NodeCore
 from node.emitter import Emitter
 from node.fake_runner import FAKE_LAYOUT, FakeRunner
+from node.growth import Overcommit
 from node.ledger import PageLedger
+from node.page_store import HostPageStore
+from node.resident import Resident
 from node.runner import Runner
 from node.state import NodeIdentity, NodeState
 from prefill_node.guest import PrefillGuest
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.fifo import FifoPrefill
-from scheduling.views import Services
+from scheduling.views import BatchPolicy, Services
 from tandem.layout import KVLayout
 from tandem.messages.common import ModelIdentity, NodeRef
 from tandem.messages.membership import RoleWeights
@@ -54,6 +59,10 @@ class Node:
         policy: str = "fifo",
         rows: int = 8,
         make_memory: Callable[[int], Memory] = fake_memory,
+        overcommit: Overcommit | None = None,
+        preemption: Literal["auto", "recompute", "swap"] = "auto",
+        num_swap_pages: int = 1000,
+        batch_policy: BatchPolicy | None = None,
     ) -> None:
         self.name = name
         self.identity = f"node/{name}/1".encode()
@@ -70,13 +79,25 @@ class Node:
         identity = NodeIdentity(
             node_id=name, incarnation=1, model=model, layout=memory.layout, eos_token_ids=()
         )
-        self.state = NodeState(identity, self.ledger, Emitter(name, 1))
+        overcommit = Overcommit() if overcommit is None else overcommit
+        self.state = NodeState(identity, self.ledger, Emitter(name, 1), overcommit)
+        services = Services(UNKNOWN_COSTS)
+
+        def start_local(resident: Resident, now: float) -> None:
+            self.prefill.start_local(resident, now)
+
+        self.preemption = Preemption(
+            self.state,
+            Swap(HostPageStore(self.pool), num_swap_pages, 1e9),
+            PreemptionOptions(preemption),
+            start_local=start_local,
+        )
         self.decode = DecodeGuest(
             self.state,
             IncomingTransfers(self.state.pool, memory.layout, incarnation=1),
-            start_local=lambda resident, now: self.prefill.start_local(resident, now),
+            self.preemption,
+            start_local=start_local,
         )
-        services = Services(UNKNOWN_COSTS)
         self.prefill = PrefillGuest(
             self.state,
             OutgoingTransfers(memory.layout.page_size),
@@ -89,7 +110,7 @@ class Node:
             self.state,
             prefill=self.prefill,
             decode=self.decode,
-            policy=make_batch_policy(policy),
+            policy=batch_policy or make_batch_policy(policy),
             limits=Limits(rows, 40, RoleWeights(prefill=1, decode=1)),
             services=services,
         )
