@@ -9,6 +9,8 @@ Equal scenarios give equal results, on any machine. Seeds change lengths, arriva
 predictions, each from a stream of its own: with the same seed two policies serve the same requests.
 """
 
+import math
+import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,10 +33,12 @@ from simulator.performance.requests import SimRequest
 from simulator.performance.results import Result
 from simulator.performance.steps import Noise
 from simulator.performance.traces import Trace
+from tandem.messages.common import LengthPrediction
 
 # Policies that, with nothing to admit and nothing to prefill, decode all rows in every step and
 # keep no count of steps; tests/performance/test_fast_forward.py holds each of them to it.
 STEADY_POLICIES = frozenset({"fifo"})
+Z90 = 1.2816  # of the standard normal distribution
 LOOKAHEAD_STEPS = 4  # as node/__main__.py
 _LAYOUT = re.compile(r"(\d+)([pdm])")
 
@@ -100,7 +104,9 @@ class Scenario:
     reservation. warmup: the share of requests, the first to arrive, that is not measured.
     drain_s: how long after the last arrival requests may end. fast_forward: run equal decode steps
     at once (the results are the same). max_candidates: nodes offered to the placement policy; None:
-    all. Chunk size and rows default to the profile's.
+    all. predictor_sigma: of the lognormal error of predicted lengths; None: no predictions.
+    class_of: SLA class of a request by its index; None: `sla_class` for all. Chunk size and rows
+    default to the profile's.
     """
 
     profile: Profile
@@ -124,6 +130,8 @@ class Scenario:
     drain_s: float = 3600.0
     fast_forward: bool = True
     max_candidates: int | None = None
+    predictor_sigma: float | None = None
+    class_of: Callable[[int], str] | None = None
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""
@@ -187,9 +195,12 @@ def simulate_seeds(scenario: Scenario, seeds: tuple[int, ...]) -> list[Result]:
 
 
 def _make_requests(scenario: Scenario, trace: Trace) -> list[SimRequest]:
-    targets = scenario.sla_table.resolve(None, None, None)
+    table = scenario.sla_table
+    rng = random.Random(f"predictor {scenario.seed}")
     made = []
     for index, traced in enumerate(trace.requests):
+        class_name = None if scenario.class_of is None else scenario.class_of(index)
+        targets = table.resolve(class_name, None, None)
         limit = scenario.max_output_tokens
         num_output = traced.num_output if limit is None else min(traced.num_output, limit)
         made.append(
@@ -203,9 +214,18 @@ def _make_requests(scenario: Scenario, trace: Trace) -> list[SimRequest]:
                 ttft_s=targets.ttft_ms / 1e3,
                 tpot_s=targets.tpot_ms / 1e3,
                 blocks=traced.blocks,
+                prediction=_predict(num_output, scenario.predictor_sigma, rng),
             )
         )
     return made
+
+
+def _predict(num_output: int, sigma: float | None, rng: random.Random) -> LengthPrediction | None:
+    """The true length times a lognormal error, and the 90 % quantile that such errors give."""
+    if sigma is None:
+        return None
+    median = num_output * math.exp(sigma * rng.gauss(0.0, 1.0))
+    return LengthPrediction(score=math.log(median), q50=median, q90=median * math.exp(sigma * Z90))
 
 
 def _make_nodes(
