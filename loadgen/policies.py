@@ -64,7 +64,11 @@ def _measure(
     name = f"batch {batch_size}, {policy}"
     say(f"{name}: starting")
     rows = ("--max-num-seqs", str(batch_size), "--batch-policy", policy)
-    cluster = LocalCluster(model=comparison.model, node_args=[*rows, *comparison.node_args])
+    cluster = LocalCluster(
+        model=comparison.model,
+        node_args=[*rows, *comparison.node_args],
+        coordinator_args=["--early-rejection", "off"],  # all policies serve the same requests
+    )
     with cluster:
         return asyncio.run(_run_all(comparison, workloads, cluster, name, say))
 

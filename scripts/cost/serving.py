@@ -94,6 +94,7 @@ class Deployment:
                 *("--transport", plan.transport, "--device", plan.device),
                 *("--num-pages", str(plan.num_pages)),
             ),
+            coordinator_args=("--early-rejection", "off"),
             sink=self._take_line,
             secure=setting.is_encrypted,
             started_as=self._alter,

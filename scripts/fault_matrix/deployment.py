@@ -86,7 +86,11 @@ class Deployment:
             )
             for name, port in self._gateway_ports.items()
         ]
-        flags = ("--host", LOOPBACK, "--port", str(self._coordinator_port))
+        # Cells look for losses, not for delay: a busy machine must not have its load refused.
+        flags = (
+            *("--host", LOOPBACK, "--port", str(self._coordinator_port)),
+            *("--early-rejection", "off"),
+        )
         return [
             *nodes,
             *gateways,

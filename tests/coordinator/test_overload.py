@@ -93,16 +93,11 @@ def test_a_target_that_idle_nodes_break_too_is_served_as_well_as_it_can_be(make_
     cluster = make_cluster()
     cluster.greet()
     World(cluster)._beat()
-    # 40 chunks of 0.01 s and 20,000 tokens take 2.4 s alone, promised are 2 s.
-    answers = [
-        cluster.place(i, num_prompt_tokens=4000, max_output_tokens=9, sla_class="interactive")[0]
-        for i in range(1)
-    ]
     slow = {name: getattr(COSTS, name) for name in COSTS.__struct_fields__}
-    slow["prefill_token_s"] = 1e-2
+    slow["prefill_token_s"] = 1e-2  # 10 s for a prompt of 1000 tokens, promised are 2 s
     for name in ("p0", "p1"):
         cluster.beat(name, num_pages=10_000, costs=type(COSTS)(**slow))
-    answers += [cluster.place(i, num_prompt_tokens=1000)[0] for i in range(10, 30)]
+    answers = [cluster.place(i, num_prompt_tokens=1000)[0] for i in range(20)]
     assert not any(hasattr(each, "code") for each in answers)
 
 
