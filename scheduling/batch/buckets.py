@@ -5,6 +5,7 @@ requests of like length share one (TetriInfer, arXiv 2401.11181, dispatches deco
 buckets).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -33,6 +34,13 @@ class BucketOptions:
         require(self.smallest >= 1, "smallest must be at least 1; try 32")
         require(self.factor > 1, "factor must be above 1; try 2")
         require(self.window_s >= 0, "window_s must not be negative; try 0.05")
+
+
+def length_bucket(num_tokens: float, smallest: float, factor: float) -> int:
+    """0 up to `smallest`, then one more for every `factor` times as much."""
+    if num_tokens <= smallest:
+        return 0
+    return math.ceil(math.log(num_tokens / smallest) / math.log(factor) - 1e-9)
 
 
 class BucketPolicy:
@@ -67,7 +75,9 @@ class BucketPolicy:
         """Admit the bucket that is due; or when the first will be."""
         buckets: dict[int, list[SequenceView]] = {}
         for sequence in candidates:
-            buckets.setdefault(self.bucket(sequence), []).append(sequence)
+            buckets.setdefault(
+                length_bucket(tokens_to_come(sequence), self._smallest, self._factor), []
+            ).append(sequence)
         since = {index: min(self._seen_at[s.key] for s in b) for index, b in buckets.items()}
         due = [
             index
@@ -78,12 +88,5 @@ class BucketPolicy:
             return min(since.values()) + self._window_s
         chosen = buckets[min(due, key=lambda index: (since[index], index))]
         step.admit(with_room_to_end(view, step, chosen))
+        step.unstick(oldest_first(candidates))
         return None
-
-    def bucket(self, sequence: SequenceView) -> int:
-        """Which bucket its answer falls into, by prediction."""
-        index, bound = 0, float(self._smallest)
-        length = tokens_to_come(sequence)
-        while length > bound:
-            index, bound = index + 1, bound * self._factor
-        return index

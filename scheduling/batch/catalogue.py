@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
 
+from scheduling.batch.andes import AndesOptions, AndesPolicy
+from scheduling.batch.buckets import DEFAULT_WINDOW_S, BucketOptions, BucketPolicy
 from scheduling.batch.fair import FairShares
 from scheduling.batch.fifo import FifoPolicy, OrcaPolicy
 from scheduling.batch.guard import GuardLimits, StarvationGuard
+from scheduling.batch.magnus import MagnusOptions, MagnusPolicy
+from scheduling.batch.magnus_continuous import MagnusContinuousOptions, MagnusContinuousPolicy
+from scheduling.batch.mlfq import MlfqOptions, MlfqPolicy
 from scheduling.batch.niyama import NiyamaOptions, NiyamaPolicy
 from scheduling.batch.options import (
     NoOptions,
@@ -36,6 +41,8 @@ from scheduling.batch.ranked import (
 from scheduling.batch.sarathi import SarathiOptions, SarathiPolicy
 from scheduling.batch.slai import SlaiOptions, SlaiPolicy
 from scheduling.batch.static import DEFAULT_MAX_WAIT_S, StaticOptions, StaticPolicy
+from scheduling.batch.wait import DEFAULT_MAX_WAIT_S as WAIT_MAX_WAIT_S
+from scheduling.batch.wait import WaitOptions, WaitPolicy
 from scheduling.views import BatchPolicy
 from tandem.config import DataclassLike, Help
 
@@ -143,6 +150,49 @@ BATCH_POLICIES: dict[str, PolicyEntry] = {
         "chunks as large as the slack of tokens allows, prompts by deadline and length",
         NiyamaPolicy,
         NiyamaOptions,
+    ),
+    "buckets": PolicyEntry(
+        "static batches of answers alike in length, formed within a time window",
+        BucketPolicy,
+        BucketOptions,
+        work_conserving=False,
+        max_wait_s=DEFAULT_WINDOW_S,
+    ),
+    "magnus": PolicyEntry(
+        "static batches that waste little by prediction, the highest response ratio next",
+        MagnusPolicy,
+        MagnusOptions,
+    ),
+    "magnus-cb": PolicyEntry(
+        "continuous batching by response ratio, within predicted memory",
+        MagnusContinuousPolicy,
+        MagnusContinuousOptions,
+    ),
+    "mlfq": PolicyEntry(
+        "who had least service first, without predictions (FastServe)",
+        MlfqPolicy,
+        MlfqOptions,
+        non_preemptive=False,
+    ),
+    "wait": PolicyEntry(
+        "the same few of each predicted length enter in each step, which waits for them",
+        lambda options: WaitPolicy(options, nested=False),
+        WaitOptions,
+        work_conserving=False,
+        max_wait_s=WAIT_MAX_WAIT_S,
+    ),
+    "wait-nested": PolicyEntry(
+        "wait, by how far answers have come instead of predictions",
+        lambda options: WaitPolicy(options, nested=True),
+        WaitOptions,
+        work_conserving=False,
+        max_wait_s=WAIT_MAX_WAIT_S,
+    ),
+    "andes": PolicyEntry(
+        "rows for those whose readers run out of text first, others are held",
+        AndesPolicy,
+        AndesOptions,
+        non_preemptive=False,
     ),
 }
 

@@ -13,7 +13,7 @@ from scheduling.batch.lengths import tokens_to_come
 from scheduling.batch.options import require
 from scheduling.batch.serving_times import BatchShape, ServingTimes
 from scheduling.batch.static import DeadRows
-from scheduling.views import NodeView, RequestKey, SequenceView, Services, StepPlan
+from scheduling.views import NodeView, RequestKey, Services, StepPlan
 from tandem.config import Help
 
 
@@ -117,13 +117,16 @@ class MagnusPolicy:
         self._dead_rows = DeadRows()
         self._queued: list[QueuedBatch] = []
         self._current: tuple[BatchShape, float] | None = None  # and when it began
+        self._running_at = 0.0  # when it was last seen
 
     def plan(self, view: NodeView, services: Services) -> StepPlan:
         """Sort new requests into batches; continue the batch that runs, or begin the next."""
         self._sort_in(view)
         step = StepBuilder(view)
         step.decode(oldest_first(view.running))
-        if not view.running:
+        if view.running:
+            self._running_at = view.now
+        else:
             self._begin_next(view, step, services)
         admitted = tuple(s for s in view.waiting + view.swapped if s.key in step.decoding)
         padding = self._dead_rows.contexts(view.running + admitted)
@@ -166,7 +169,7 @@ class MagnusPolicy:
         self._dead_rows.clear()
         if self._current is not None:
             shape, began_at = self._current
-            self._times.ended(shape, view.now - began_at)
+            self._times.ended(shape, self._running_at - began_at)
             self._current = None
         if not self._queued:
             return
@@ -178,17 +181,6 @@ class MagnusPolicy:
         batch = max(self._queued, key=response_ratio)
         candidates = view.waiting + view.swapped
         step.admit(oldest_first(s for s in candidates if s.key in batch.members))
+        step.unstick(oldest_first(candidates))
         self._current = (batch.shape, view.now)
-
-
-@dataclass(frozen=True, slots=True)
-class MagnusContinuousOptions:
-    """Options of `magnus-cb`."""
-
-    memory_share: Annotated[
-        float, Help("share of all pages that running requests may come to need, by prediction")
-    ] = 0.95
-
-    def __post_init__(self) -> None:
-        """Check what types cannot say."""
-        require(0 < self.memory_share <= 1, "memory_share must be within (0, 1]; try 0.95")
+        self._running_at = view.now

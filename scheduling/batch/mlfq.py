@@ -84,9 +84,7 @@ class MlfqPolicy:
                 standing.used_s -= self._quanta_s[standing.level]
                 standing.level += 1
 
-    def _current(
-        self, view: NodeView, services: Services
-    ) -> Iterable[tuple[RequestKey, Standing]]:
+    def _current(self, view: NodeView, services: Services) -> Iterable[tuple[RequestKey, Standing]]:
         """Standings of all that are here: new ones join, starving ones rise."""
         for s in view.prefill + view.waiting + view.running + view.swapped:
             standing = self._standings.get(s.key)
