@@ -144,8 +144,8 @@ class Cluster:
         sent = self.send(gateway_id, self.gateway_hello(gateway_id, incarnation, model))
         return next(message for peer, message in sent if peer == gateway_id)
 
-    def place(self, number: int, attempt: int = 1, **changes):
-        """Ask for a placement; returns the answers (at most one)."""
+    def question(self, number: int, attempt: int = 1, **changes) -> Place:
+        """A gateway asks for a placement."""
         fields = {
             "gateway_id": "gw",
             "incarnation": 9,
@@ -161,8 +161,12 @@ class Cluster:
             "priority": 0,
             "prefix_hashes": Blob(),
         }
+        return Place(**{**fields, **changes})
+
+    def place(self, number: int, attempt: int = 1, **changes):
+        """Ask for a placement; returns the answers: its own, and of those that waited."""
         peer = changes.get("gateway_id", "gw")
-        return [message for _, message in self.send(peer, Place(**{**fields, **changes}))]
+        return [m for _, m in self.send(peer, self.question(number, attempt, **changes))]
 
     def report(self, number: int, **changes) -> RequestEnded:
         """The report of a request's end."""
@@ -186,13 +190,15 @@ class Cluster:
         return answer
 
 
+def make_core(**settings) -> Cluster:
+    """A coordinator with these settings, ten seconds after its start."""
+    config = CoordinatorConfig(**settings)
+    return Cluster(Coordinator(config, incarnation=1_000_000, now=START - 10), config)
+
+
 @pytest.fixture
 def make_cluster() -> Callable[..., Cluster]:
-    def make(**settings) -> Cluster:
-        config = CoordinatorConfig(**settings)
-        return Cluster(Coordinator(config, incarnation=1_000_000, now=START - 10), config)
-
-    return make
+    return make_core
 
 
 @pytest.fixture
