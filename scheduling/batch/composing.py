@@ -172,7 +172,8 @@ class StepBuilder:
         Without a page for its row it gives way to the others in the next step, as only running
         requests can.
         """
-        if self._decoding or self.view.prefill or self.view.running or self.num_rows <= 0:
+        is_going_on = self._admitted or self.view.prefill or self.view.running
+        if is_going_on or self.num_rows <= 0:
             return
         waiting = [s for s in candidates if not self.is_swapped(s)]
         if any(self.try_admit(s) for s in waiting):

@@ -76,7 +76,10 @@ class StarvationGuard:
         self._serve(step, view, boosted)
         if not (step.num_taken or view.running):
             return None  # others that wait hold the pages: they have to go on before it can
-        return _merged(view, step, self._inner.plan(_rest(view, step, boosted), services))
+        rest = _rest(view, step, boosted)
+        has_tokens = rest.max_num_batched_tokens > 0
+        inner = self._inner.plan(rest, services) if has_tokens else StepPlan()
+        return _merged(view, step, inner)
 
     def _count(self, view: NodeView, services: Services) -> None:
         """Add the time since the last plan to the wait of those whom that did not serve."""
