@@ -43,6 +43,11 @@ class CoordinatorConfig:
     early_rejection_tolerance: Annotated[
         float, Help("times its target that a prediction may be before the request is refused")
     ] = 1.0
+    balance: Annotated[
+        Literal["off", "observe", "on"],
+        Help("change the roles of nodes as the load asks; observe: only say what would be done"),
+    ] = "observe"
+    balance_dwell_s: Annotated[float, Help("seconds between two changes of roles, at least")] = 30.0
     sla_classes: Annotated[
         tuple[str, ...], Help("SLA classes, each as name:ttft_ms:tpot_ms:attainment")
     ] = DEFAULT_CLASSES
@@ -60,6 +65,8 @@ class CoordinatorConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"{flag} is {getattr(self, name)}, but must be at least 1")
+        if not 1 <= self.balance_dwell_s < 1e6:
+            raise ValueError(f"balance-dwell-s is {self.balance_dwell_s:g}: give 1 or more; try 30")
         if self.max_held_requests < 0:
             raise ValueError(f"max-held-requests is {self.max_held_requests}: give 0 or more")
         if self.early_rejection_tolerance <= 0:

@@ -7,6 +7,7 @@ start it learns from hellos within `GRACE_S`, during which it refuses nobody for
 from coordinator.accounting import ClassAccounts
 from coordinator.actions import Action, Note, Send
 from coordinator.admission import Admission, Answer
+from coordinator.balancing import Balancing
 from coordinator.cache_index import CacheIndex
 from coordinator.config import CoordinatorConfig
 from coordinator.draining import order_drain
@@ -14,6 +15,7 @@ from coordinator.health import explain_wedge, find_outliers
 from coordinator.members import GatewayRecord, Members, NodeRecord, Refused
 from coordinator.placements import Placements
 from coordinator.reports import (
+    STATUS_DECISIONS,
     STATUS_DOWNS,
     STATUS_GATEWAYS,
     STATUS_NODES,
@@ -51,6 +53,7 @@ from tandem.messages.placement import (
     GatewayWelcome,
     NodeDown,
     Place,
+    Placed,
     PlaceRefused,
     RequestEnded,
     RequestEndedAck,
@@ -92,6 +95,9 @@ class Coordinator:
             else None,
         )
         self._admission = Admission(self._placements, max_held=config.max_held_requests)
+        self._balancing = Balancing(
+            self._members, mode=config.balance, dwell_s=config.balance_dwell_s, now=now
+        )
         self._accounts = ClassAccounts(self._sla)
         self.num_dropped = 0
 
@@ -134,7 +140,13 @@ class Coordinator:
                 Note(f"gateway {gateway_id} is silent: dropped, {num_gone} requests forgotten")
             )
         actions += [Note(text) for text in find_outliers(self._members.nodes.values(), now)]
-        return [*actions, *self._send(self._admission.release(now), now)]
+        return [*actions, *self._send(self._admission.release(now), now), *self._balance(now)]
+
+    def _balance(self, now: float) -> list[Action]:
+        """Let the balancer look; who gets other roles hears at once."""
+        text, node = self._balancing.tick(now)
+        told = [] if node is None else self._roles_changed(node, now)
+        return told if text is None else [*told, Note(text)]
 
     def _node_hello(self, peer: bytes, hello: NodeHello, now: float) -> list[Action]:
         known = self._members.nodes.get(hello.node_id)
@@ -286,7 +298,9 @@ class Coordinator:
         answer = Send(peer, WeightsAnswer(accepted=accepted, message=text))
         if not accepted:
             return [answer]
-        return [answer, *self._roles_changed(self._members.nodes[order.name], now), Note(text)]
+        node = self._members.nodes[order.name]
+        self._balancing.ordered(node, now)
+        return [answer, *self._roles_changed(node, now), Note(text)]
 
     def _roles_changed(self, node: NodeRecord, now: float) -> list[Action]:
         return [*tell_node(node), *self._tell_gateways(now)]
@@ -311,6 +325,7 @@ class Coordinator:
         sent: list[Action] = []
         is_early = now - self._started < GRACE_S
         for request, answer in answers:
+            self._note_arrival(request, answer, now)
             if is_early and isinstance(answer, PlaceRefused) and answer.code in FOR_LACK_OF_NODES:
                 continue  # nodes are still coming back; the gateway asks again
             gateway = self._members.gateways.get(request.gateway_id)
@@ -318,8 +333,17 @@ class Coordinator:
                 sent.append(Send(gateway.peer, answer))
         return sent
 
+    def _note_arrival(self, request: Place, answer: Placed | PlaceRefused, now: float) -> None:
+        """Tell the balancer of work that came, taken or not."""
+        if isinstance(answer, Placed):
+            self._balancing.placed(request, answer, now)
+        elif answer.code == "overloaded" and request.attempt == 1:
+            targets = self._sla.resolve(request.sla_class, request.ttft_ms, request.tpot_ms)
+            self._balancing.shed(request, targets, now)
+
     def _ended(self, peer: bytes, report: RequestEnded, now: float) -> list[Action]:
         self._accounts.ended(report)
+        self._balancing.ended(report)
         released = self._send(self._admission.ended(report, now), now)
         return [Send(peer, RequestEndedAck(request_id=report.request_id)), *released]
 
@@ -344,6 +368,7 @@ class Coordinator:
             + self._admission.num_dropped,
             num_shed=self._admission.num_shed,
             num_queued=self._admission.num_held,
+            decisions=self._balancing.decisions(now, STATUS_DECISIONS),
             downs=self._members.recent_downs(now)[-STATUS_DOWNS:],
             has_more=len(nodes) > STATUS_NODES or len(gateways) > STATUS_GATEWAYS,
         )

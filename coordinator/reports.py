@@ -5,11 +5,12 @@ from typing import TypeVar
 from coordinator.members import GatewayRecord, NodeRecord
 from tandem.messages.membership import GatewayStatus, NodeStatus
 
-# With the longest names and addresses a node takes about 1.2 kB, a gateway 0.3 kB and a down
-# 2.4 kB at the longest reason: together under the 64 KiB of a message.
-STATUS_NODES = 30
-STATUS_GATEWAYS = 30
-STATUS_DOWNS = 6
+# With the longest names and addresses a node takes about 1.5 kB with its costs, a gateway 0.3 kB, a
+# down 2.4 kB at the longest reason and a decision 0.6 kB: together under the 64 KiB of a message.
+STATUS_NODES = 24
+STATUS_GATEWAYS = 24
+STATUS_DOWNS = 5
+STATUS_DECISIONS = 8
 
 T = TypeVar("T")
 
