@@ -50,6 +50,12 @@ class GatewayConfig:
     ] = 4096
     num_tokenizer_threads: Annotated[int, Help("threads that tokenise prompts")] = 2
     drain_s: Annotated[float, Help("how long Ctrl-C waits for requests in flight")] = 30.0
+    length_predictor: Annotated[
+        str | None, Help("file of `tandem train-predictor`; default: a table of recent lengths")
+    ] = None
+    record_dir: Annotated[
+        str | None, Help("folder to record lengths in, for `tandem train-predictor`; no text")
+    ] = None
     event_log: Annotated[
         str | None, Help("file or folder to record every event and decision in, for scripts/replay")
     ] = None

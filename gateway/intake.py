@@ -9,11 +9,12 @@ from collections.abc import Callable
 from gateway.actions import NewRequest
 from gateway.admission import Offer, Origin, Rejected, admit, check_submit
 from gateway.config import GatewayConfig
+from gateway.lengths import Lengths
 from gateway.room import Room
 from gateway.tenant_file import TenantFile
 from gateway.tenants import Tenants
 from gateway.tokenize import Tokenization
-from tandem.messages.client import Refused, Submit
+from tandem.messages.client import Done, Refused, Submit
 
 logger = logging.getLogger(__name__)
 KeyOf = Callable[[bytes], str | None]
@@ -31,6 +32,7 @@ class Intake:
         config: GatewayConfig,
         tokenization: Tokenization,
         file: TenantFile,
+        lengths: Lengths,
         *,
         offer: Callable[[], Offer],
         key_of: KeyOf,
@@ -45,6 +47,7 @@ class Intake:
             weight=self._tenants.weight,
         )
         self._tokenization = tokenization
+        self._lengths = lengths
         self._offer = offer
         self._key_of = key_of
         self._submit = submit
@@ -102,7 +105,7 @@ class Intake:
             self._give_up(submit, origin, Rejected("internal", text))
         else:
             self._room.resize(origin.request_id, 4 * (len(new.prompt_ids) + len(new.delivered)))
-            self._submit(new)
+            self._submit(self._lengths.predicted(submit, new))
         finally:
             self._tokenising.discard((origin.client, submit.label))
 
@@ -119,9 +122,10 @@ class Intake:
         )
         self._refuse(client, refused)
 
-    def note_end(self, request_id: bytes) -> None:
+    def note_end(self, done: Done) -> None:
         """A request of the ledger's ended."""
-        self._room.release(request_id, time.monotonic(), has_run=True)
+        self._room.release(done.request_id, time.monotonic(), has_run=True)
+        self._lengths.ended(done)
 
     def reread_tenants(self) -> None:
         """Take the tenants' file again where it has changed."""

@@ -19,6 +19,7 @@ from gateway.clients import Cut, Limits, Sessions
 from gateway.config import GatewayConfig
 from gateway.intake import Intake
 from gateway.ledger import Identity, Ledger
+from gateway.lengths import Lengths, make_lengths
 from gateway.node_links import NodeLinks
 from gateway.pool_view import PoolView
 from gateway.tenant_file import TenantFile
@@ -87,17 +88,18 @@ async def serve(
         host=config.host,
         allow_unauthenticated=config.allow_unauthenticated,
     )
-    tenants = TenantFile(config.tenants)
+    tenants, lengths = TenantFile(config.tenants), make_lengths(config)
     context = zmq.asyncio.Context()
     gateway = None
     try:
-        gateway = Gateway(context, config, model, stop, keys, tenants)
+        gateway = Gateway(context, config, model, stop, keys, tenants, lengths)
         address = gateway.bind()
         loops = gateway.loops(lambda: on_ready(address))
         await run_until(asyncio.Event(), gateway.drain(), *loops)
     finally:
         if gateway is not None:
             await gateway.close()
+        lengths.close()
         context.destroy(linger=0)  # sockets that were open before another one failed, too
 
 
@@ -112,6 +114,7 @@ class Gateway:
         stop: asyncio.Event,
         keys: Keyring | None,
         tenants: TenantFile,
+        lengths: Lengths,
     ) -> None:
         self._config, self._model, self._stop = config, model, stop
         made_up = f"gateway-{secrets.token_hex(2)}" if keys is None else keys.name
@@ -137,6 +140,7 @@ class Gateway:
             config,
             self._tokenization,
             tenants,
+            lengths,
             offer=self._offer,
             key_of=self._clients.key_name,
             submit=self._submit,
@@ -366,7 +370,7 @@ class Gateway:
             case ToClient(client, message):
                 self._execute_sessions(self._sessions.tell(client, message, now))
                 if isinstance(message, Done):
-                    self._intake.note_end(message.request_id)
+                    self._intake.note_end(message)
             case ToNode(node, message):
                 self._nodes.send(node, message)
             case ToCoordinator(message):

@@ -25,12 +25,13 @@ K = TypeVar("K")
 
 
 class LengthHistogram:
-    """Lengths of answers, the last `HALF_LIFE` for half of it.
+    """Lengths of answers, the last `half_life` for half of it.
 
     A new answer weighs more than the one before, in place of making all others weigh less.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, half_life: float = HALF_LIFE) -> None:
+        self._gain = 2 ** (1 / half_life)
         self._ended = [0.0] * NUM_BUCKETS
         self._cut = [0.0] * NUM_BUCKETS
         self._weight = 1.0
@@ -42,7 +43,7 @@ class LengthHistogram:
 
     def add(self, num_tokens: int, *, is_cut: bool) -> None:
         """An answer of this length ended, or was cut there."""
-        self._weight *= 2 ** (1 / HALF_LIFE)
+        self._weight *= self._gain
         (self._cut if is_cut else self._ended)[_bucket(num_tokens)] += self._weight
         if self._weight > MAX_WEIGHT:
             self._ended = [each / self._weight for each in self._ended]

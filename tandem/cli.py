@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tandem import cli_drain, cli_generate, cli_keys, cli_up, cli_weights
+from tandem import cli_drain, cli_generate, cli_keys, cli_train_predictor, cli_up, cli_weights
 from tandem.errors import TandemError
 from tandem.status import DEFAULT_COORDINATOR, query_status, render_status
 
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return cli_keys.run(args)
             case "drain":
                 return cli_drain.run(args)
+            case "train-predictor":
+                return cli_train_predictor.run(args)
             case "weights":
                 return cli_weights.run(args)
         return show_status(args)
@@ -82,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli_keys.add_flags(status)
     cli_keys.add_parser(commands)
     cli_drain.add_parser(commands)
+    cli_train_predictor.add_parser(commands)
     cli_weights.add_parser(commands)
     return parser
 

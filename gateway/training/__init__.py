@@ -1,0 +1,1 @@
+"""Trains length predictors from recorded lengths: `tandem train-predictor`."""
