@@ -235,7 +235,9 @@ class DecodeGuest:
         return self._views(Phase.SWAPPED)
 
     def _views(self, phase: Phase) -> tuple[SequenceView, ...]:
-        return tuple(e.resident.view() for e in self._entries.values() if e.phase is phase)
+        residents = [e.resident for e in self._entries.values() if e.phase is phase]
+        set_aside = self._state.pool.num_set_aside
+        return tuple(r.view(num_set_aside=set_aside(r.key)) for r in residents)
 
     def admit(self, key: RequestKey, now: float) -> bool:
         """The policy admits it; False where a swapped one has no room to come back."""
@@ -289,6 +291,7 @@ class DecodeGuest:
         index = resident.num_output_tokens
         self._state.emitter.token(resident.peer, resident.key, index, token_id, logprobs)
         resident.append(token_id)
+        resident.last_token_at = now
         reason = finish_reason(resident, self._state.identity.eos_token_ids)
         if reason is not None:
             self._finish(entry, reason, now)

@@ -240,39 +240,52 @@ class NodeCore:
         """
         while True:
             view = self._view(now)
+            self.wake_at = None
             if not (view.prefill or view.waiting or view.running or view.swapped):
-                self.wake_at = None
                 return None
-            step, num_held = self._compose(view, now)
-            if step is not None or self.wake_at is not None or view.prefill:
+            plan = self._legal(view)
+            self.wake_at = plan.wake_at
+            step, is_moved = self._execute(plan, now)
+            if step is not None or view.prefill:
                 return step
-            is_short = num_held > 0 or view.num_free_pages <= view.num_watermark_pages
+            if is_moved:
+                self.wake_at = now  # what comes of it is seen next
+                return None
+            if plan.wake_at is not None and plan.wake_at > now:
+                return None
+            # Without rows that it held back itself, a policy holds them back for want of pages.
+            is_scarce = view.num_free_pages <= view.num_watermark_pages
+            is_short = bool(plan.decode or view.swapped) or is_scarce
             if not self._decode.unblock(now, is_short=is_short):
                 return None
 
-    def _compose(self, view: NodeView, now: float) -> tuple[Step | None, int]:
-        """What is legal and has pages, and how many rows are held because they have none."""
+    def _legal(self, view: NodeView) -> StepPlan:
         wanted = self._policy.plan(view, self._services)
         protected = self._decode.protected() if wanted.preempt else frozenset()
         checked = check_plan(wanted, view, protected)
         self.num_illegal_plans += checked.num_dropped > 0
-        plan = checked.plan
-        self.wake_at = plan.wake_at
+        return checked.plan
+
+    def _execute(self, plan: StepPlan, now: float) -> tuple[Step | None, bool]:
+        """Preempt, admit, and compose of the rows that have a page: the others are held.
+
+        Also whether anybody was preempted or admitted.
+        """
         for key, mode in plan.preempt:
             self._decode.preempt(key, mode, now)
         refused = {key for key in plan.admit if not self._decode.admit(key, now)}
         keys = [key for key in plan.decode if key not in refused]
         rows = [(key, self._decode.step(key, 1, now)) for key in keys]
         steps = {key: step for key, step in rows if step is not None}
-        num_held = len(plan.decode) - len(steps)
-        self.num_held += num_held
+        self.num_held += len(plan.decode) - len(steps)
         sequences = list(steps.values())
         sequences += [self._prefill.step(key, num, now) for key, num in plan.prefill]
         if not sequences:
-            return None, num_held
+            is_moved = any(mode != "migrate" for _, mode in plan.preempt)
+            return None, is_moved or len(refused) < len(plan.admit)
         self._state.costs.step_began(now)
         plan = replace(plan, decode=tuple(steps))
-        return Step(plan, StepBatch(tuple(sequences), plan.padding_contexts)), num_held
+        return Step(plan, StepBatch(tuple(sequences), plan.padding_contexts)), True
 
     def _view(self, now: float) -> NodeView:
         return NodeView(

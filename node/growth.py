@@ -44,6 +44,7 @@ class GrowthBook:
         self._unpromised: dict[RequestKey, tuple[int, int]] = {}  # age, pages
         self._displaced: dict[RequestKey, tuple[int, int]] = {}  # age, pages to come back with
         self._expected: dict[RequestKey, int] = {}
+        self._oldest: RequestKey | None = None
         self.num_changes = 0
 
     def expect(self, key: RequestKey, num_pages: int) -> None:
@@ -73,7 +74,7 @@ class GrowthBook:
         The oldest needs all of its own growth and nothing more. One that does not grow (None) takes
         pages for a while only, and leaves the same alone as the youngest.
         """
-        oldest = self._oldest()
+        oldest = self._oldest
         if grower is not None and (
             oldest is None or (grower.age, grower.key) < (self._unpromised[oldest][0], oldest)
         ):
@@ -92,7 +93,7 @@ class GrowthBook:
         """It has its pages."""
         self._displaced.pop(grower.key, None)
         self._unpromised[grower.key] = (grower.age, grower.num_pages - num_promised)
-        self.num_changes += 1
+        self._changed()
 
     def grew(self, key: RequestKey, num_pages: int) -> None:
         """It took pages that were not promised to it."""
@@ -103,7 +104,7 @@ class GrowthBook:
         """It holds no pages any more, and waits for none."""
         self._unpromised.pop(key, None)
         self._displaced.pop(key, None)
-        self.num_changes += 1
+        self._changed()
 
     def displace(self, key: RequestKey, age: int, num_pages: int) -> None:
         """Its pages were taken away; it needs so many to come back."""
@@ -115,11 +116,11 @@ class GrowthBook:
 
     def may_grow(self, key: RequestKey, num_pages: int, num_available: int) -> bool:
         """Whether it may take pages that were not promised to it."""
-        return num_pages + (0 if key == self._oldest() else self.num_kept) <= num_available
+        return num_pages + (0 if key == self._oldest else self.num_kept) <= num_available
 
     def is_oldest(self, key: RequestKey) -> bool:
         """Whether the pages that others leave alone are for this request."""
-        return key == self._oldest()
+        return key == self._oldest
 
     @property
     def num_watermark_pages(self) -> int:
@@ -129,10 +130,11 @@ class GrowthBook:
     @property
     def num_kept(self) -> int:
         """Pages by which the oldest can finish, beyond its promise."""
-        oldest = self._oldest()
+        oldest = self._oldest
         return 0 if oldest is None else self._unpromised[oldest][1]
 
-    def _oldest(self) -> RequestKey | None:
-        if self._overcommit.reserve == "full":
-            return None  # whoever has pages was promised all that it may need
-        return min(self._unpromised, key=lambda k: (self._unpromised[k][0], k), default=None)
+    def _changed(self) -> None:
+        self.num_changes += 1
+        if self._overcommit.reserve != "full":  # else whoever has pages was promised all it needs
+            ages = self._unpromised
+            self._oldest = min(ages, key=lambda k: (ages[k][0], k), default=None)

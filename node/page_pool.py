@@ -43,6 +43,12 @@ class PagePool:
         """Pages that residents may grow into now, beyond promises and what the oldest may need."""
         return max(0, self.ledger.num_available - self.growth.num_kept)
 
+    def num_set_aside(self, key: RequestKey) -> int:
+        """Pages that nobody else may take and no promise counts: the oldest resident's."""
+        if not self.growth.is_oldest(key):
+            return 0
+        return min(self.growth.num_kept, self.ledger.num_available)
+
     def claim(
         self,
         hashes: Sequence[bytes],

@@ -131,8 +131,8 @@ class Resident:
             eos_token_ids=eos_token_ids,
         )
 
-    def view(self) -> SequenceView:
-        """What policies see."""
+    def view(self, *, num_set_aside: int = 0) -> SequenceView:
+        """What policies see; so many pages are set aside for it beyond its promise."""
         return SequenceView(
             key=self.key,
             age=self.spec.sequence,
@@ -144,7 +144,7 @@ class Resident:
             num_computed=self.num_computed,
             max_total_tokens=self.max_total_tokens,
             num_pages=self._num_pages,
-            num_promised=self.num_promised,
+            num_promised=self.num_promised + num_set_aside,
             waited_s=self.spec.waited_s,
             ttft_s=self.spec.targets.ttft_ms / 1e3,
             tpot_s=self.spec.targets.tpot_ms / 1e3,

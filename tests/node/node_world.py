@@ -17,7 +17,7 @@ from node.core import FromBulk, FromNode, FromPeer
 from node.fake_runner import fake_token
 from node.ledger import PageState
 from tandem.frames import Blob, TokenIds
-from tandem.messages.common import DecodeReport, PrefillReport, SlaTargets
+from tandem.messages.common import DecodeReport, LengthPrediction, PrefillReport, SlaTargets
 from tandem.messages.handoff import ChunkSum, Reserve
 from tandem.messages.serving import (
     Adopt,
@@ -108,6 +108,7 @@ class World:
         self.num_adopts = 0
         self.statuses: list[AttemptStatus] = []
         self.decode_reports: dict[bytes, DecodeReport] = {}
+        self.prediction: LengthPrediction | None = None  # of requests to come
 
     def submit(
         self,
@@ -138,6 +139,7 @@ class World:
             targets=TARGETS,
             deadline_s=deadline_s,
             sequence=n,
+            prediction=self.prediction,
         )
         if not local:
             self.command("p", Prefill(spec=spec, decode=self.d.ref), "prefill", request_id)
