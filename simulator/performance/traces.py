@@ -54,16 +54,20 @@ class Trace:
         scaled = (replace(r, arrived_at=r.arrived_at / factor) for r in self.requests)
         return replace(self, requests=tuple(scaled))
 
-    def first(self, num_requests: int) -> "Trace":
-        """Its first requests."""
-        return replace(self, requests=self.requests[:num_requests])
-
 
 class _MooncakeRow(msgspec.Struct):
     timestamp: float
     input_length: int
     output_length: int
     hash_ids: list[int]
+
+
+def constant_trace(num_prompt: int, num_output: int) -> Trace:
+    """Requests of one length, as many as are asked for."""
+    if num_prompt < 1 or num_output < 1:
+        raise ValueError(f"lengths {num_prompt} and {num_output}: both must be at least 1")
+    request = TraceRequest(arrived_at=0.0, num_prompt=num_prompt, num_output=num_output)
+    return Trace(f"{num_prompt}+{num_output} tokens", (request,), has_times=False)
 
 
 def read_trace(path: Path) -> Trace:
@@ -147,15 +151,19 @@ def sampled(trace: Trace, num_requests: int, seed: int) -> Trace:
 
 
 def overlaid(trace: Trace, num_requests: int, seed: int) -> Trace:
-    """Copies of a trace with times, each shifted by a random time and wrapped round, on each other.
+    """A random window of a trace with times, or, where it is too short, copies of it on each other.
 
-    The rate grows with the number of copies, the shape of the load gets smoother. Prefixes are
-    shared within a copy and not between copies: other users ask other things.
+    Copies are shifted by a random time and wrapped round. The rate grows with their number, the
+    shape of the load gets smoother. Prefixes are shared within a copy and not between copies: other
+    users ask other things.
     """
     count = len(trace.requests)
-    if num_requests <= count:
-        return trace.first(num_requests)
     rng = random.Random(f"shifts {seed}")
+    if num_requests <= count:
+        first = rng.randrange(count - num_requests + 1)
+        window = trace.requests[first : first + num_requests]
+        moved = (replace(r, arrived_at=r.arrived_at - window[0].arrived_at) for r in window)
+        return replace(trace, requests=tuple(moved))
     period = trace.duration_s * count / max(1, count - 1)
     num_blocks = 1 + max((b for r in trace.requests for b in r.blocks), default=0)
     copies: list[TraceRequest] = list(trace.requests)

@@ -1,0 +1,136 @@
+"""Flags that `tandem simulate` and `tandem plan` share, and the scenario that they describe."""
+
+import argparse
+from pathlib import Path
+
+from scheduling.batch.catalogue import BATCH_POLICIES
+from scheduling.batch.options import split_options
+from scheduling.prefill.catalogue import PREFILL_POLICIES
+from scheduling.routing.catalogue import DEFAULT_POLICY, PLACEMENT_POLICIES
+from simulator.performance.arrivals import Load, Process
+from simulator.performance.profiles import load_profile, profile_names
+from simulator.performance.scenario import Layout, Scenario
+from simulator.performance.traces import Trace, constant_trace, read_trace
+
+DEFAULT_SLA = "2000:100:0.9"
+SLA_NAME = "target"
+QUEUED_TOKENS, QUEUED_REQUESTS = 65_536, 256  # the coordinator's defaults
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """What is simulated, and with which policies."""
+    parser.add_argument(
+        "--profile",
+        required=True,
+        metavar="NAME|FILE",
+        help=f"hardware and model: {', '.join(profile_names())}, or a .toml file",
+    )
+    parser.add_argument(
+        "--trace",
+        required=True,
+        metavar="FILE|N:M",
+        help="Mooncake .jsonl, Azure or ShareGPT .csv, or prompt:output lengths like 512:128",
+    )
+    parser.add_argument("--num-requests", type=int, default=1000, metavar="N", help="of each run")
+    parser.add_argument(
+        "--arrivals",
+        choices=["trace", "poisson", "gamma", "mmpp"],
+        help="default: the trace's own times scaled to the rate, poisson where it has none",
+    )
+    parser.add_argument(
+        "--sla",
+        default=DEFAULT_SLA,
+        metavar="TTFT:TPOT:SHARE",
+        help="targets in ms and the share of requests that must keep both; default %(default)s",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default %(default)s")
+    parser.add_argument("--max-num-seqs", type=int, metavar="N", help="default: the profile's")
+    parser.add_argument(
+        "--max-output-tokens",
+        type=int,
+        metavar="N",
+        help="what clients ask for; default: exactly what comes, the best case for reservation",
+    )
+    for limit, usual in (("tokens", QUEUED_TOKENS), ("requests", QUEUED_REQUESTS)):
+        parser.add_argument(
+            f"--max-queued-{limit}-per-node",
+            type=int,
+            default=usual,
+            metavar="N",
+            help="as of the coordinator; default %(default)s",
+        )
+    parser.add_argument(
+        "--predictor-sigma",
+        type=float,
+        metavar="X",
+        help="predict answer lengths, off by a lognormal factor; 0: perfectly; default: not at all",
+    )
+    parser.add_argument(
+        "--max-candidates",
+        type=int,
+        metavar="N",
+        help="nodes offered to the placement policy per request; default: all (see docs)",
+    )
+    for role, names, default in (
+        ("prefill", PREFILL_POLICIES, "fifo"),
+        ("placement", PLACEMENT_POLICIES, DEFAULT_POLICY),
+    ):
+        parser.add_argument(
+            f"--{role}-policy",
+            choices=sorted(names),
+            default=default,
+            help="default %(default)s",
+        )
+    for role in ("batch", "prefill", "placement"):
+        parser.add_argument(
+            f"--{role}-option",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"option of the {role} policy",
+        )
+
+
+def add_batch_policy(parser: argparse.ArgumentParser) -> None:
+    """One batch policy."""
+    parser.add_argument(
+        "--batch-policy",
+        choices=sorted(BATCH_POLICIES),
+        default="fifo",
+        help="default %(default)s",
+    )
+
+
+def make_trace(text: str) -> Trace:
+    """The trace of `--trace`. Raises ValueError with advice."""
+    prompt, separator, output = text.partition(":")
+    if separator and prompt.isdigit() and output.isdigit():
+        return constant_trace(int(prompt), int(output))
+    return read_trace(Path(text))
+
+
+def make_scenario(args: argparse.Namespace, layout: Layout, rate: float | None) -> Scenario:
+    """The scenario of the flags. Raises ValueError with advice."""
+    trace = make_trace(args.trace)
+    process: Process = args.arrivals or ("trace" if trace.has_times else "poisson")
+    load = Load(trace=trace, num_requests=args.num_requests, rate=rate, process=process)
+    return Scenario(
+        profile=load_profile(args.profile),
+        layout=layout,
+        load=load,
+        seed=args.seed,
+        batch_policy=args.batch_policy,
+        batch_options=split_options(args.batch_option, "batch"),
+        prefill_policy=args.prefill_policy,
+        prefill_options=split_options(args.prefill_option, "prefill"),
+        placement_policy=args.placement_policy,
+        placement_options=split_options(args.placement_option, "placement"),
+        sla=(f"{SLA_NAME}:{args.sla}",),
+        sla_class=SLA_NAME,
+        max_num_seqs=args.max_num_seqs,
+        max_output_tokens=args.max_output_tokens,
+        max_candidates=args.max_candidates,
+        max_queued_tokens_per_node=args.max_queued_tokens_per_node,
+        max_queued_requests_per_node=args.max_queued_requests_per_node,
+        predictor_sigma=args.predictor_sigma,
+    )
