@@ -12,7 +12,7 @@ PLACEMENT = "tests/coordinator/test_placement.py"
 CACHES = "tests/coordinator/test_cache_index.py"
 SHEDDING = "tests/coordinator/test_shedding.py"
 DRAINING = "tests/coordinator/test_draining.py"
-POLICY = "tests/scheduling/test_placement.py"
+POLICY = "tests/scheduling/routing/test_placement.py"
 
 MEMBERS = (
     Mutation(

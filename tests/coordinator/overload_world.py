@@ -46,12 +46,16 @@ class Served:
 
 @dataclass
 class World:
-    """`cluster` (see conftest) has joined; events are run in the order of their times."""
+    """`cluster` (see conftest) has joined; events are run in the order of their times.
+
+    stuck: nodes that say that they are full, and where nothing ever ends.
+    """
 
     cluster: object
     prefills: tuple[str, ...] = ("p0", "p1")
     decodes: tuple[str, ...] = ("d0", "d1")
     costs: NodeCosts = COSTS
+    stuck: tuple[str, ...] = ()
     events: list = field(default_factory=list)
     queues: dict[str, deque] = field(default_factory=dict)
     running: dict[str, set[int]] = field(default_factory=dict)
@@ -104,7 +108,7 @@ class World:
         gateway = self.cluster.gateway_hello()
         self.cluster.send("gw", gateway)
         for name, queue in self.queues.items():
-            waiting = len(queue)
+            waiting = 1000 if name in self.stuck else len(queue)
             self.cluster.beat(
                 name,
                 num_pages=NUM_PAGES,
@@ -112,7 +116,8 @@ class World:
                 num_prefill_tokens_waiting=waiting * NUM_PROMPT,
                 costs=self.costs,
             )
-        for name, rows in self.running.items():
+        for name, served in self.running.items():
+            rows = range(150) if name in self.stuck else served
             self.cluster.beat(
                 name,
                 num_pages=NUM_PAGES,
@@ -130,6 +135,7 @@ class World:
                 assert request.ttft_s is None and request.refused_after_s is None
                 request.refused_after_s = self.cluster.now - request.asked_at
             elif isinstance(answer, Placed):
+                assert {answer.prefill.node_id, answer.decode.node_id}.isdisjoint(self.stuck)
                 queue = self.queues[answer.prefill.node_id]
                 queue.append((number, answer.decode.node_id))
                 if len(queue) == 1:

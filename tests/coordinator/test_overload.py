@@ -60,6 +60,20 @@ def test_regression_18_of_a_burst_the_admitted_keep_the_sla_and_the_rest_hear_at
     print("median TTFT of the admitted:", statistics.median(each.ttft_s for each in served))
 
 
+@pytest.mark.parametrize("stuck", [("d0",), ("p0",), ("p0", "d0")])
+def test_regression_15_nodes_beside_a_full_one_go_on_as_if_it_were_not_there(
+    make_cluster, stuck
+) -> None:
+    cluster = make_cluster()
+    cluster.greet()
+    world = World(cluster, stuck=stuck)
+    world._beat()
+    requests = world.run(0.45 * CAPACITY, SECONDS)
+    assert len(requests) > 60
+    assert all(each.is_good(TTFT_S, TPOT_S) for each in requests)
+    assert cluster.status().num_queued == 0
+
+
 def test_the_refusal_says_when_and_why(make_cluster) -> None:
     cluster = make_cluster()
     cluster.greet()
