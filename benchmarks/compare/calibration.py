@@ -30,8 +30,8 @@ NODE_ARGS = (
     *("--num-pages", str(NUM_PAGES), "--max-num-seqs", str(MAX_NUM_SEQS)),
     *("--max-num-batched-tokens", str(MAX_NUM_BATCHED_TOKENS)),
 )
-# A request's way to its first token: gateway to coordinator and back, to the node, back.
-NUM_MESSAGES = 4
+# In the simulator: two to be placed, one to the node, two for the grant of pages.
+NUM_MESSAGES = 5
 LOADS = (1, 4, 16, 48)
 # Median of |log error| of a lognormal over its sigma.
 MEDIAN_TO_SIGMA = 0.6745
