@@ -101,7 +101,8 @@ class Expansion:
     def plain(self, rows: Floats) -> Floats:
         """All but the buckets, standardised."""
         standard = (rows[:, :-1] - self._means) / self._scales
-        return np.clip(standard, -MAX_DEVIATIONS, MAX_DEVIATIONS)
+        plain: Floats = np.clip(standard, -MAX_DEVIATIONS, MAX_DEVIATIONS)
+        return plain
 
 
 def _misfit(model: LengthModel) -> str | None:

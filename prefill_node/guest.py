@@ -23,7 +23,7 @@ from prefill_node.reading import ReadCosts
 from scheduling.views import PrefillPolicy, RequestKey, SequenceView, Services
 from tandem.messages.common import ErrorCode, NodeRef
 from tandem.messages.handoff import FromOwner
-from tandem.messages.serving import CommandAck, Ending, Prefill
+from tandem.messages.serving import CommandAck, Prefill
 
 GRANTED_PATIENCE_S = 5.0
 
@@ -99,7 +99,7 @@ class PrefillGuest:
         # A committed transfer outlives its job until the owner has answered.
         for known in [k for k in self._transfers.live() if k[0] == key[0] and k[1] <= key[1]]:
             actions += self._obey(self._transfers.cancel(known, now), now)
-            self._settle(known, is_proven=False)
+            self._settle(known, now, is_proven=False)
         return actions
 
     def peer_lost(self, peer: bytes, now: float) -> list[NodeAction]:
@@ -143,11 +143,9 @@ class PrefillGuest:
                 case kv.SourceReleased(key):
                     self._on_released(key)
                 case kv.Committed(key):
-                    self._state.costs.sending_ended(key, now, is_there=True)
-                    self._settle(key, is_proven=True)
+                    self._settle(key, now, is_proven=True)
                 case kv.TransferFailed(key, code, message):
-                    self._state.costs.sending_ended(key, now, is_there=False)
-                    self._settle(key, is_proven=False)
+                    self._settle(key, now, is_proven=False)
                     self._on_failed(key, code, message, now)
                 case _:
                     actions.append(action)
@@ -193,8 +191,9 @@ class PrefillGuest:
         resident.num_computed += job.num_read_pages * self._state.identity.layout.page_size
         resident.num_cached = resident.num_computed
 
-    def _settle(self, key: RequestKey, *, is_proven: bool) -> None:
+    def _settle(self, key: RequestKey, now: float, *, is_proven: bool) -> None:
         """The owner took or refused what was computed on top of pages read from it."""
+        self._state.costs.sending_ended(key, now, is_there=is_proven)
         resident = self._unproven.pop(key, None)
         if resident is not None:
             if is_proven:
@@ -337,7 +336,6 @@ class PrefillGuest:
             self._attempts.close(resident.key)
             self._local.local_done(resident, token, now)
             return []
-        pages = resident.pages
         index = resident.num_output_tokens
         emitter = self._state.emitter
         emitter.prefilled(resident.peer, resident.key, index, token.report)
@@ -345,21 +343,12 @@ class PrefillGuest:
         resident.append(token.token_id)
         reason = finish_reason(resident, self._state.identity.eos_token_ids)
         if reason is not None:
-            ending = Ending(
-                request_id=resident.key[0],
-                attempt=resident.key[1],
-                end_index=resident.num_output_tokens,
-                reason=reason,
-                prefill=token.report,
-            )
-            emitter.end(resident.peer, ending)
+            emitter.end(resident.peer, job.ended(reason, token.report))
             return self._end(job, now)
         job.phase = Phase.SENDING
-        layout = self._state.identity.layout
-        num_there = max(job.num_shipped_pages, job.num_owner_tokens // layout.page_size)
-        num_bytes = (len(pages) - num_there) * layout.page_bytes
+        num_bytes = job.num_bytes_left(self._state.identity.layout)
         self._state.costs.sending_began(resident.key, num_bytes, now)
-        return self._obey(self._transfers.finish(resident.key, pages, token, now), now)
+        return self._obey(self._transfers.finish(resident.key, resident.pages, token, now), now)
 
     # --- ending -----------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from kv_transfer.actions import FirstToken
 from node.resident import Resident
 from node.runner import Sampled
 from scheduling.views import SequenceView
-from tandem.messages.common import ErrorCode, NodeRef, PrefillReport
+from tandem.layout import KVLayout
+from tandem.messages.common import ErrorCode, FinishReason, NodeRef, PrefillReport
 from tandem.messages.serving import Ending
 
 
@@ -71,6 +72,21 @@ class Job:
             num_cached_tokens=self.resident.num_cached,
         )
         return FirstToken(sampled.token_id, sampled.wire_logprobs, report)
+
+    def num_bytes_left(self, layout: KVLayout) -> int:
+        """What is still to be written when the last chunk is computed."""
+        num_there = max(self.num_shipped_pages, self.num_owner_tokens // layout.page_size)
+        return (self.resident.num_pages - num_there) * layout.page_bytes
+
+    def ended(self, reason: FinishReason, report: PrefillReport) -> Ending:
+        """Its end with token 0, before any decode node had a part in it."""
+        return Ending(
+            request_id=self.resident.key[0],
+            attempt=self.resident.key[1],
+            end_index=self.resident.num_output_tokens,
+            reason=reason,
+            prefill=report,
+        )
 
     def failed(self, code: ErrorCode, message: str) -> Ending:
         """Its end, and why."""
