@@ -10,6 +10,7 @@ from simulator.clock import Clock
 from simulator.network import Network
 from simulator.node_process import COORDINATOR
 from simulator.process import Process
+from tandem.messages.membership import FromOperator
 
 
 class CoordinatorProcess:
@@ -28,6 +29,10 @@ class CoordinatorProcess:
 
     def _from_peer(self, peer: bytes, message: msgspec.Struct) -> None:
         self._execute(self.core.handle(peer, message, self.process.now))  # type: ignore[arg-type]
+
+    def order(self, message: FromOperator) -> None:
+        """An operator says something, and does not wait for the answer."""
+        self._from_peer(b"operator", message)
 
     def _tick(self) -> None:
         self._execute(self.core.tick(self.process.now))

@@ -55,6 +55,7 @@ class Knobs:
     batch_policy: str = "fifo"
     keeps_address: bool = True  # a restarted node listens where its predecessor did
     is_encoded: bool = False  # messages go through the codec, with its limits
+    flips_roles: bool = False  # an operator gives nodes other roles all the time; that is no fault
     reserve: ReserveMode = "full"
     preemption: Literal["auto", "recompute", "swap"] = "auto"
     num_watermark_pages: int = 0
@@ -128,6 +129,8 @@ def draw(seed: int, num_requests: int | None = None) -> Knobs:
         batch_policy=rng.choice(("fifo", "fifo", "fifo", "static")),
         keeps_address=rng.random() < 0.5,
         is_encoded=rng.random() < 0.3,
+        # By dice of its own: what was drawn for a seed before stays.
+        flips_roles=random.Random(f"roles {seed}").random() < 0.3,
     )
     return overcommitted(knobs, rng) if rng.random() < 0.4 else knobs
 

@@ -1,4 +1,4 @@
-"""Faults, drawn from a seed: which, to whom, when, for how long."""
+"""Faults, drawn from a seed: which, to whom, when, for how long; and an operator's role orders."""
 
 import random
 from collections.abc import Callable
@@ -7,8 +7,11 @@ from simulator.network import site
 from simulator.node_process import NodeProcess
 from simulator.process import Process
 from simulator.world import World
+from tandem.messages.membership import RoleWeights, SetWeights
 
 PEACE_S = 1.5
+FLIP_EVERY_S = 1.0
+WEIGHTS = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
 
 
 class Nemesis:
@@ -17,6 +20,7 @@ class Nemesis:
     def __init__(self, world: World) -> None:
         self._world = world
         self._rng = random.Random(f"nemesis {world.knobs.seed}")
+        self._roles_rng = random.Random(f"role orders {world.knobs.seed}")
         self._is_active = True
         self._kinds = sorted(world.knobs.faults - {"corrupt"})
         self._acts: dict[str, Callable[[], None]] = {
@@ -38,6 +42,26 @@ class Nemesis:
         self._world.network.is_kind = False
         if self._kinds:
             self._schedule()
+        if self._world.knobs.flips_roles:
+            self._schedule_flip()
+
+    def _schedule_flip(self) -> None:
+        delay_s = self._roles_rng.expovariate(1 / FLIP_EVERY_S)
+        self._world.clock.after(delay_s, self._flip_roles)
+
+    def _flip_roles(self) -> None:
+        """An operator orders other roles; the coordinator keeps the last node of each."""
+        if not self._is_active:
+            return
+        rng, coordinator = self._roles_rng, self._world.coordinator
+        prefill, decode = rng.choice(WEIGHTS)
+        order = SetWeights(
+            name=rng.choice(sorted(self._world.nodes)),
+            weights=RoleWeights(prefill=prefill, decode=decode),
+            force=rng.random() < 0.3,
+        )
+        coordinator.process.run(coordinator.order, order)
+        self._schedule_flip()
 
     def _schedule(self) -> None:
         delay_s = self._rng.expovariate(1 / self._world.knobs.fault_every_s)

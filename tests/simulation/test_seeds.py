@@ -41,6 +41,7 @@ MUST_BE_REACHED = (
     "pages draining",
     "rejoin",
     "resumed on another gateway",
+    "roles changed",
     "suffix hit",
 )
 
