@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from scheduling.costs import decode_step_s, prefill_s
 from tandem.messages.common import NodeCosts
 from tandem.messages.placement import Placed, PlaceRefused
+from tests.coordinator.conftest import Cluster
 
 COSTS = NodeCosts(
     step_s=0.01,
@@ -41,7 +42,9 @@ class Served:
 
     def is_good(self, ttft_s: float, tpot_s: float) -> bool:
         """Whether it ended and kept both targets."""
-        return self.tpot_s is not None and self.ttft_s <= ttft_s and self.tpot_s <= tpot_s
+        if self.ttft_s is None or self.tpot_s is None:
+            return False
+        return self.ttft_s <= ttft_s and self.tpot_s <= tpot_s
 
 
 @dataclass
@@ -51,7 +54,7 @@ class World:
     stuck: nodes that say that they are full, and where nothing ever ends.
     """
 
-    cluster: object
+    cluster: Cluster
     prefills: tuple[str, ...] = ("p0", "p1")
     decodes: tuple[str, ...] = ("d0", "d1")
     costs: NodeCosts = COSTS

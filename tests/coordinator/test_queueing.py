@@ -78,7 +78,7 @@ def test_who_can_no_longer_make_it_is_refused_with_a_time(full) -> None:
     sent = full.pass_time(2.5)
     (refusal,) = [m for _, m in sent if isinstance(m, PlaceRefused)]
     assert (number_of(refusal), refusal.code) == (2, "overloaded")
-    assert refusal.retry_after_s > 0
+    assert refusal.retry_after_s is not None and refusal.retry_after_s > 0
     assert full.status().num_queued == 0
 
 

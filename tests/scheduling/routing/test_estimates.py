@@ -69,6 +69,7 @@ def test_a_wait_for_a_slot_is_spread_over_the_answer() -> None:
     p0 = node("p0", "prefill", **SHAPE)
     d0 = node("d0", num_sequences=10, max_num_seqs=10, **SHAPE)
     begins_s = predict(DEMAND, p0, d0).ttft_s
+    assert begins_s is not None
     ends = [begins_s + 3.9] + [60.0] * 9
     predicted = predict(DEMAND, p0, d0, ends, num_output_tokens=40)
     assert predicted.tpot_s == pytest.approx(0.01 + 10e-3 + 3.9 / 39)
@@ -170,6 +171,7 @@ def test_the_decode_pool_helps_out_where_every_prefill_node_is_full() -> None:
 def test_the_reason_has_the_numbers_and_unknown_costs_decide_nothing() -> None:
     p0, d0 = node("p0", "prefill", **SHAPE), node("d0", **SHAPE)
     why = LocalPrefill().explain(replace(DEMAND, num_prompt_tokens=16), d0, p0)
+    assert why is not None
     for part in ("local: 0.026 s here", "0.077 s by way of p0", "0.1 s"):
         assert part in why
     assert LocalPrefill().explain(DEMAND, replace(d0, costs=None), p0) is None
