@@ -13,6 +13,7 @@ from tandem.messages.client import Malformed
 from tandem.messages.common import NodeCosts
 from tandem.messages.membership import (
     ClusterStatus,
+    Decision,
     GatewayStatus,
     NodeLoad,
     NodeStatus,
@@ -129,8 +130,16 @@ def render_status(status: ClusterStatus) -> str:
         ),
         "",
         *_class_table(status.classes),
+        *_decision_lines(status.decisions),
     ]
     return "\n".join(lines)
+
+
+def _decision_lines(decisions: tuple[Decision, ...]) -> list[str]:
+    """What the coordinator decided by itself, the latest first."""
+    if not decisions:
+        return []
+    return ["", *(f"{_duration(d.age_s)} ago: {d.kind}: {d.message}" for d in decisions)]
 
 
 def _node_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
