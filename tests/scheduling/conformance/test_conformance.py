@@ -1,6 +1,7 @@
 """What every batch policy of the catalogue must keep, and what its entry says of it."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -42,11 +43,25 @@ def test_absurd_predictions_cost_time_and_nothing_else(name: str) -> None:
     assert all(j.state == "done" for j in world.jobs.values())
 
 
+WRAPPERS = [{"guard_ms": "30"}, {"fair": "true"}, {"guard_steps": "10", "fair": "true"}]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_wrappers_keep_every_limit(name: str) -> None:
-    shape = Shape(num_pages=24, promise=False, num_watermark_pages=2, keeps_watermark=False)
-    world = run(name, mixed(24), shape, guard_ms="50", guard_steps="30", fair="true")
+@pytest.mark.parametrize("wrappers", WRAPPERS, ids=["guard", "fair", "both"])
+def test_wrappers_keep_every_limit(name: str, wrappers: dict[str, str]) -> None:
+    shape = Shape(num_pages=16, promise=False, num_watermark_pages=2, keeps_watermark=False)
+    world = run(name, mixed(16, seed=5), shape, **wrappers)
     assert all(j.state == "done" for j in world.jobs.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_node_of_one_row_and_one_token_drains(name: str) -> None:
+    shape = Shape(num_pages=16, promise=False, max_num_seqs=1, max_num_batched_tokens=1)
+    arrivals = [Arrival(0.0, 17, 3), Arrival(0.0, 5, 9, priority=1), Arrival(0.01, 16, 2)]
+    for wrappers in ({}, *WRAPPERS):
+        policy = make_batch_policy(name, wrappers)
+        world = World(policy, arrivals, replace(shape, keeps_watermark=not wrappers)).run()
+        assert all(j.state == "done" for j in world.jobs.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,9 +131,9 @@ def test_a_plan_over_1000_requests_takes_milliseconds(wrappers: dict[str, str]) 
     for name in NAMES:
         policy = make_batch_policy(name, wrappers)
         times = []
-        for _ in range(5):
-            began = time.perf_counter()
+        for _ in range(3):
+            began = time.thread_time()  # not what others take of the processor
             policy.plan(view, Services(COSTS))
-            times.append(time.perf_counter() - began)
+            times.append(time.thread_time() - began)
         print(f"{name:18} {min(times) * 1e3:6.2f} ms")
         assert min(times) < 25e-3

@@ -98,6 +98,7 @@ class World:
         self.now = 0.0
         self.num_free = shape.num_pages
         self.jobs: dict[RequestKey, Job] = {}
+        self.live: dict[RequestKey, Job] = {}  # those that have not ended
         self.todo = sorted(enumerate(arrivals), key=lambda pair: (pair[1].at, pair[0]))[::-1]
         self.plans: list[StepPlan] = []
         self.views: list[NodeView] = []
@@ -111,7 +112,7 @@ class World:
         while self.todo and self.todo[-1][1].at <= self.now + 1e-12:
             n, arrival = self.todo.pop()
             key = key_of(n)
-            self.jobs[key] = Job(
+            self.jobs[key] = self.live[key] = Job(
                 arrival,
                 SequenceView(
                     key=key,
@@ -133,12 +134,12 @@ class World:
     def start_prompts(self) -> None:
         """Prompts take their pages, oldest first, while pages and the look-ahead last."""
         page_size = self.shape.page_size
-        num_tokens = sum(j.view.num_left for j in self.jobs.values() if j.state == "prefill")
-        queued = [j for j in self.jobs.values() if j.state == "queued"]
+        num_tokens = sum(j.view.num_left for j in self.live.values() if j.state == "prefill")
+        queued = [j for j in self.live.values() if j.state == "queued"]
         for job in sorted(queued, key=lambda j: (-j.view.priority, j.view.age)):
             need = -(-job.view.num_tokens // page_size)
             promised = num_pages_at_end(job.view, page_size) - need if self.shape.promise else 0
-            busy = any(j.state == "running" for j in self.jobs.values())
+            busy = any(j.state == "running" for j in self.live.values())
             kept = self.shape.num_watermark_pages if busy else 0
             if num_tokens >= self.shape.lookahead_tokens or need + promised + kept > self.num_free:
                 return
@@ -148,7 +149,7 @@ class World:
             num_tokens += job.view.num_left
 
     def of(self, state: State) -> tuple[SequenceView, ...]:
-        return tuple(j.view for j in self.jobs.values() if j.state == state)
+        return tuple(j.view for j in self.live.values() if j.state == state)
 
     def look(self) -> NodeView:
         prompts = sorted(self.of("prefill"), key=lambda s: (not s.is_begun, -s.priority, s.age))
@@ -172,7 +173,7 @@ class World:
 
     def run(self) -> "World":
         for _ in range(MAX_STEPS):
-            if not self.todo and all(j.state == "done" for j in self.jobs.values()):
+            if not (self.todo or self.live):
                 assert self.num_free == self.shape.num_pages
                 return self
             self.step()
@@ -198,7 +199,7 @@ class World:
         else:
             self.num_idle_with_work += 1
             self.idle(plan.wake_at)
-        held = sum(j.view.num_pages + j.view.num_promised for j in self.jobs.values())
+        held = sum(j.view.num_pages + j.view.num_promised for j in self.live.values())
         assert held + self.num_free == self.shape.num_pages
 
     def idle(self, wake_at: float | None) -> None:
@@ -206,7 +207,7 @@ class World:
         moments += [self.todo[-1][1].at] if self.todo else []
         later = [at for at in moments if at > self.now]
         assert later, f"nothing will ever happen again: {self.look()}"
-        if wake_at is not None and self.jobs:
+        if wake_at is not None and self.live:
             self.longest_idle_s = max(self.longest_idle_s, min(later) - self.now)
         self.now = min(later)
 
@@ -285,6 +286,7 @@ class World:
             self.num_free += job.view.num_pages + job.view.num_promised
             job.view = replace(job.view, num_pages=0, num_promised=0)
             job.state, job.ended_at = "done", self.now
+            del self.live[job.view.key]
 
     # --- what came of it --------------------------------------------------------------------
 
