@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from node.plan_check import check_plan
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.batch.fifo import FifoPolicy
+from scheduling.batch.options import split_options
 from scheduling.batch.static import StaticOptions, StaticPolicy
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.views import NodeView, SequenceView, Services, StepPlan
@@ -137,3 +138,10 @@ def test_a_legal_plan_passes_untouched() -> None:
 def test_unknown_policy_lists_the_names() -> None:
     with pytest.raises(ValueError, match=r"fifo.*static"):
         make_batch_policy("fastest")
+
+
+def test_options_are_key_value_pairs() -> None:
+    assert split_options(["guard-ms=3000", "fair = true"]) == {"guard_ms": "3000", "fair": "true"}
+    for wrong, advice in ((["fair"], "not KEY=VALUE"), (["a=1", "a=2"], "twice")):
+        with pytest.raises(ValueError, match=advice):
+            split_options(wrong)
