@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tandem import cli_drain, cli_generate, cli_keys, cli_train_predictor, cli_up, cli_weights
+from tandem import (
+    cli_drain,
+    cli_generate,
+    cli_keys,
+    cli_simulate,
+    cli_train_predictor,
+    cli_up,
+    cli_weights,
+)
 from tandem.errors import TandemError
 from tandem.status import DEFAULT_COORDINATOR, query_status, render_status
 
@@ -20,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     parser = make_parser()
     args, others = parser.parse_known_args(argv)
+    if args.command in cli_simulate.COMMANDS:
+        return cli_simulate.run(args.command, others)
     if others and args.command != "up":
         parser.error(f"unknown arguments: {' '.join(others)}; see tandem {args.command} --help")
     try:
@@ -86,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli_drain.add_parser(commands)
     cli_train_predictor.add_parser(commands)
     cli_weights.add_parser(commands)
+    cli_simulate.add_parsers(commands)
     return parser
 
 

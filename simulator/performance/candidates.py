@@ -90,6 +90,8 @@ class CandidatePool:
         self._costs = nodes[0].services.costs
         self._index = {node.name: node.index for node in nodes}
         self._snapshots: list[Candidate | None] = [None for _ in nodes]
+        # Many prompts share just the first block, so the last match is often the next one.
+        self._hits = [(each, each) for each in map(self._snapshot, range(len(nodes)))]
         names = sorted(self._index)
         self._rank = np.array([names.index(node.name) for node in nodes]) * 1e-9
         self._slots = np.array([node.settings.max_num_seqs for node in nodes])
@@ -130,7 +132,11 @@ class CandidatePool:
         if not num_blocks:
             return snapshot
         num_pages = num_blocks * self._nodes[node].pages.block_pages
-        return replace(snapshot, num_cached_pages=num_pages)
+        base, hit = self._hits[node]
+        if base is not snapshot or hit.num_cached_pages != num_pages:
+            hit = replace(snapshot, num_cached_pages=num_pages)
+            self._hits[node] = (snapshot, hit)
+        return hit
 
     def _best(self, matches: dict[int, int]) -> list[int]:
         """By tokens or fullness, then placements, then names: as `pick_lowest` breaks ties."""

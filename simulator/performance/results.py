@@ -25,12 +25,17 @@ _T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One run. `requests` are all of them, with their times."""
+    """One run. `requests` are all of them, with their times.
+
+    num_illegal_plans: plans of which the node had to drop something. num_pages_left: pages that
+    requests still hold or were promised at the end.
+    """
 
     requests: tuple[SimRequest, ...]
     meters: Meters
     num_nodes: int
     num_illegal_plans: int
+    num_pages_left: int
     num_shipped_bytes: int
     num_events: int
     sla: SlaTable

@@ -182,6 +182,7 @@ def simulate(scenario: Scenario, progress: Callable[[int, int], None] | None = N
         meters=meters,
         num_nodes=len(cluster.nodes),
         num_illegal_plans=sum(node.num_illegal for node in cluster.nodes),
+        num_pages_left=sum(n.pages.num_held + n.pages.num_promised for n in cluster.nodes),
         num_shipped_bytes=cluster.num_shipped_bytes,
         num_events=cluster.num_events,
         sla=scenario.sla_table,
