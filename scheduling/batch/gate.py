@@ -41,7 +41,7 @@ class Gate:
         self, num_entries: int, *, num_per_step: float, rate: float, now: float
     ) -> int | None:
         """How many of the `num_entries` that wait may enter in this step; None: closed."""
-        self._credit = min(self._credit + num_per_step, max(1.0, math.ceil(num_per_step)))
+        self._credit = min(self._credit, 1.0) + num_per_step
         threshold = math.floor(self._credit + 1e-9)
         if num_entries >= threshold:
             self.waiting_since = None

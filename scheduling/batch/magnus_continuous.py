@@ -43,19 +43,29 @@ class MagnusContinuousPolicy:
         step = StepBuilder(view)
         step.decode(oldest_first(view.running))
         candidates = by_rank(view.waiting + view.swapped, rank)
-        step.admit(self._within_memory(view, candidates))
+        step.admit(self._within_memory(view, view.running, candidates))
         if not step.is_short:
             step.unstick(candidates)
-        step.prefill(by_rank(view.prefill, rank))
+        prompts = by_rank(view.prefill, rank)
+        if step.decoding:
+            # Prompts computed beyond what fits would hold the pages that answers grow into.
+            prompts = self._within_memory(view, view.running + view.waiting, prompts)
+        step.prefill(prompts)
         return step.plan()
 
-    def _within_memory(self, view: NodeView, candidates: list[SequenceView]) -> list[SequenceView]:
+    def _within_memory(
+        self,
+        view: NodeView,
+        residents: tuple[SequenceView, ...],
+        candidates: list[SequenceView],
+    ) -> list[SequenceView]:
+        """The first candidates whose predicted pages fit beside those of the residents."""
         num_free = self._memory_share * view.num_pages
-        num_free -= sum(num_predicted_pages(s, view.page_size) for s in view.running)
+        num_free -= sum(num_predicted_pages(s, view.page_size) for s in residents)
         found: list[SequenceView] = []
         for sequence in candidates:
             num_free -= num_predicted_pages(sequence, view.page_size)
-            if num_free < 0 and (view.running or found):
+            if num_free < 0 and (residents or found):
                 break
             found.append(sequence)
         return found

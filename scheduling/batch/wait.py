@@ -74,7 +74,8 @@ class WaitPolicy:
     def plan(self, view: NodeView, services: Services) -> StepPlan:
         """Run the groups whose gates open, wait where none does."""
         self._sort(view)
-        selected, entering, wake_at = self._open(view)
+        num_rows, quotas = self._quotas(view)
+        selected, entering, wake_at = self._open(view, quotas)
         step = StepBuilder(view)
         running = {s.key for s in view.running}
         rows = oldest_first(s for s in selected if s.key in running)
@@ -83,12 +84,14 @@ class WaitPolicy:
         if rows:
             step.decode(rows, [*rows, *held])
         if not step.is_short:
-            for sequence in entering:
+            for sequence in entering[: max(0, num_rows - len(view.running))]:
                 if step.try_admit(sequence):
                     self._enter(sequence)
             if entering:
                 step.unstick(oldest_first(view.waiting + view.swapped))
-        step.prefill(view.prefill)
+        # More with KV than the node settles at would take the pages that the others grow into.
+        if len(view.running) + len(view.waiting) < num_rows or not step.decoding:
+            step.prefill(view.prefill)
         return step.plan(wake_at=wake_at)
 
     # --- groups -------------------------------------------------------------------------------
@@ -141,13 +144,15 @@ class WaitPolicy:
 
     # --- thresholds ---------------------------------------------------------------------------
 
-    def _open(self, view: NodeView) -> tuple[list[SequenceView], list[SequenceView], float | None]:
+    def _open(
+        self, view: NodeView, quotas: Iterable[tuple[int, float]]
+    ) -> tuple[list[SequenceView], list[SequenceView], float | None]:
         """Running requests that run on, waiting ones to admit, and when to look again."""
         running = {s.key for s in view.running}
         selected: list[SequenceView] = []
         entering: list[SequenceView] = []
         wakes: list[float] = []
-        for index, num_per_step in self._quotas(view):
+        for index, num_per_step in quotas:
             group = self._groups[index]
             is_empty = not (group.entries or group.inside)
             if is_empty and not self._is_nested:
@@ -184,8 +189,8 @@ class WaitPolicy:
         self._entered[sequence.key] = index
         self._groups[index].gate.entered(1)
 
-    def _quotas(self, view: NodeView) -> Iterable[tuple[int, float]]:
-        """Groups in order, and how many requests enter each per step in the fluid limit."""
+    def _quotas(self, view: NodeView) -> tuple[int, Iterable[tuple[int, float]]]:
+        """Rows that the node settles at, and how many of each group then enter per step."""
         indices = sorted(self._groups)
         types = []
         for index in indices:
@@ -194,7 +199,7 @@ class WaitPolicy:
             group = self._groups[index]
             types.append(RequestType(group.rate.per_s(view.now), group.num_prompt, num_answer))
         num_rows = min(view.max_num_seqs, _rows_in_memory(types, view))
-        return zip(indices, entries_at_rows(types, num_rows), strict=True)
+        return num_rows, zip(indices, entries_at_rows(types, num_rows), strict=True)
 
 
 def _rows_in_memory(types: list[RequestType], view: NodeView) -> int:
