@@ -1,4 +1,4 @@
-"""The command line of `scripts/bench claims` and `scripts/bench compare`."""
+"""The command line of `scripts/bench claims`, `compare` and `balance`."""
 
 import argparse
 import os

@@ -1,0 +1,1 @@
+"""What the balancer is worth: a static ratio of roles beside one that follows the load."""
