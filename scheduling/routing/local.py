@@ -5,11 +5,14 @@ costs of both nodes decide: a hand-off pays where its queue, prefill and transfe
 than a local prefill, or where a local one would stall the requests that decode there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from scheduling.costs import num_pairs
 from scheduling.routing.estimates import hand_off_s, own_prefill_s
 from scheduling.routing.placement import Candidate, Demand
+from tandem.messages.common import NodeCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,12 @@ class LocalPrefill:
 
         prefill: the node that would compute it else; None where all are full.
         """
-        costs = decode.costs
-        if costs is None or (prefill is not None and prefill.costs is None):
+        if decode.costs is None or (prefill is not None and prefill.costs is None):
             return None
+        if not knows_prefill(decode.costs):
+            if prefill is None or prefill.costs is None:
+                return None
+            decode = replace(decode, costs=_with_prefill_of(decode.costs, prefill.costs))
         local_s = decode.queue_s + own_prefill_s(decode, demand)
         slowest_s, target_s = self._slowest_step_s(demand, decode), min_tpot_s(demand, decode)
         if decode.num_sequences > 0 and slowest_s > target_s:
@@ -54,6 +60,20 @@ class LocalPrefill:
         pairs = num_pairs(num_new, max(0, demand.num_prefill_tokens - num_new))
         chunk_s = decode.costs.prefill_token_s * num_new + decode.costs.prefill_context_s * pairs
         return decode.step_s + chunk_s
+
+
+def knows_prefill(costs: NodeCosts) -> bool:
+    """Whether the node has computed prompts: one that has not would seem to do it for nothing."""
+    return costs.prefill_token_s > 0 or costs.prefill_context_s > 0
+
+
+def _with_prefill_of(costs: NodeCosts, others: NodeCosts) -> NodeCosts:
+    """Until it has computed one, prompts are taken to cost what they cost on the other node."""
+    return msgspec.structs.replace(
+        costs,
+        prefill_token_s=others.prefill_token_s,
+        prefill_context_s=others.prefill_context_s,
+    )
 
 
 def min_tpot_s(demand: Demand, decode: Candidate) -> float:

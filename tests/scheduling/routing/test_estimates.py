@@ -168,6 +168,15 @@ def test_the_decode_pool_helps_out_where_every_prefill_node_is_full() -> None:
     assert refused.code == "overloaded"
 
 
+def test_a_node_that_never_computed_a_prompt_does_not_do_it_for_nothing() -> None:
+    p0 = node("p0", "prefill", **SHAPE)
+    no_prompts = msgspec.structs.replace(COSTS, prefill_token_s=0.0)
+    d0 = node("d0", **{**SHAPE, "costs": no_prompts})
+    assert LocalPrefill().explain(replace(DEMAND, num_prompt_tokens=300), d0, p0) is None
+    assert LocalPrefill().explain(replace(DEMAND, num_prompt_tokens=16), d0, p0) is not None
+    assert LocalPrefill().explain(DEMAND, d0, None) is None
+
+
 def test_the_reason_has_the_numbers_and_unknown_costs_decide_nothing() -> None:
     p0, d0 = node("p0", "prefill", **SHAPE), node("d0", **SHAPE)
     why = LocalPrefill().explain(replace(DEMAND, num_prompt_tokens=16), d0, p0)
