@@ -89,6 +89,13 @@ class TenantShares:
 
         Shares are divided among tenants with live requests and this one: who is alone has it all.
         """
+        return self._excess(tenant, weight) < 0
+
+    def is_above(self, tenant: str, weight: float) -> bool:
+        """Whether the tenant has more than its share; who is alone has not."""
+        return self._excess(tenant, weight) > 0
+
+    def _excess(self, tenant: str, weight: float) -> float:
         others = sum(w for name, w in self._weights.items() if name != tenant)
         num_live = self._num_live.get(tenant, 0)
-        return num_live * (others + weight) < weight * self._num_all
+        return num_live * (others + weight) - weight * self._num_all

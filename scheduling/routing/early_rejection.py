@@ -77,7 +77,7 @@ class EarlyRejection:
     def _is_late(self, demand: Demand, prefill: Candidate, predicted: Prediction) -> bool:
         if predicted.ttft_s is None or prefill.num_prefill_tokens == 0:
             return False
-        is_kept = predicted.ttft_s <= self.tolerance * demand.ttft_s
+        is_kept = predicted.ttft_s <= self.tolerance * demand.ttft_share * demand.ttft_s
         return not is_kept and is_feasible(predicted.alone_ttft_s, demand.ttft_s)
 
     def _late(self, demand: Demand, prefill: Candidate, predicted: Prediction) -> Refusal:
@@ -85,11 +85,11 @@ class EarlyRejection:
         return Refusal(
             "overloaded",
             f"the first token would come after {predicted.ttft_s:.2f} s, promised are "
-            f"{demand.ttft_s:g} s: {prefill.num_prefill_tokens} prompt tokens wait on "
+            f"{demand.ttft_s:g} s{_crowding(demand)}: {prefill.num_prefill_tokens} prompt tokens wait on "
             f"{prefill.node_id}, the best prefill node, for {predicted.queue_s:.2f} s; try again "
             "later, ask for an SLA class with a longer TTFT, or start more with "
             "scripts/launch_prefill",
-            retry_after_s=predicted.ttft_s - demand.ttft_s,
+            retry_after_s=max(0.0, predicted.ttft_s - demand.ttft_share * demand.ttft_s),
             predicted_ttft_s=predicted.ttft_s,
         )
 
@@ -112,6 +112,12 @@ class EarlyRejection:
             predicted_ttft_s=predicted.ttft_s,
             can_wait=True,
         )
+
+
+def _crowding(demand: Demand) -> str:
+    if demand.ttft_share == 1.0:
+        return ""
+    return f", of which a tenant above its share may use {demand.ttft_share:.0%}"
 
 
 def _may_prefill(node: Candidate, demand: Demand) -> bool:

@@ -19,7 +19,8 @@ class Demand:
     patience: how many times the queue limits it may wait behind (infinite: it is never shed).
     avoid: nodes that failed earlier attempts. is_suspect: two nodes died of it, so it runs alone.
     move_from: a node that holds its KV and shall not decode it any longer. Targets are infinite
-    where there are none; `waited_s` had passed since the request came in. A prediction is a hint.
+    where there are none; `waited_s` had passed since the request came in. ttft_share: the part of
+    the TTFT that it may be predicted to take. A prediction is a hint.
     """
 
     num_prompt_tokens: int
@@ -31,6 +32,7 @@ class Demand:
     move_from: str | None = None
     ttft_s: float = math.inf
     tpot_s: float = math.inf
+    ttft_share: float = 1.0
     waited_s: float = 0.0
     prediction: LengthPrediction | None = None
 

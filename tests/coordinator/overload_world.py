@@ -7,6 +7,7 @@ per `decode_step_s` of its rows. Nodes beat every half second with what they rea
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scheduling.costs import decode_step_s, prefill_s
@@ -65,6 +66,7 @@ class World:
     requests: dict[int, Served] = field(default_factory=dict)
     tie: itertools.count = field(default_factory=itertools.count)
     changes: dict = field(default_factory=dict)
+    tenant_of: Callable[[int], str] = lambda number: "default"
 
     def __post_init__(self) -> None:
         for name in self.prefills:
@@ -100,6 +102,7 @@ class World:
                 number,
                 num_prompt_tokens=NUM_PROMPT,
                 max_output_tokens=NUM_OUTPUT,
+                tenant=self.tenant_of(number),
                 **self.changes,
             )
         )

@@ -60,6 +60,17 @@ def test_regression_18_of_a_burst_the_admitted_keep_the_sla_and_the_rest_hear_at
     print("median TTFT of the admitted:", statistics.median(each.ttft_s for each in served))
 
 
+def test_a_tenant_that_floods_takes_nothing_from_one_within_its_share(make_cluster) -> None:
+    """Of five times the capacity one request in twenty is the other tenant's: a quarter of it."""
+    cluster = make_cluster()
+    cluster.greet()
+    world = World(cluster, tenant_of=lambda number: "modest" if number % 20 == 0 else "greedy")
+    requests = world.run(5 * CAPACITY, SECONDS)
+    modest = [each for each in requests if each.number % 20 == 0]
+    assert sum(each.is_good(TTFT_S, TPOT_S) for each in modest) >= 0.9 * len(modest)
+    assert goodput(requests) >= 0.8 * CAPACITY
+
+
 @pytest.mark.parametrize("stuck", [("d0",), ("p0",), ("p0", "d0")])
 def test_regression_15_nodes_beside_a_full_one_go_on_as_if_it_were_not_there(
     make_cluster, stuck
