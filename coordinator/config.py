@@ -48,6 +48,10 @@ class CoordinatorConfig:
         Help("change the roles of nodes as the load asks; observe: only say what would be done"),
     ] = "observe"
     balance_dwell_s: Annotated[float, Help("seconds between two changes of roles, at least")] = 30.0
+    migrate: Annotated[
+        Literal["on", "off"],
+        Help("let running requests leave decode nodes that are short of KV pages for others"),
+    ] = "off"
     sla_classes: Annotated[
         tuple[str, ...], Help("SLA classes, each as name:ttft_ms:tpot_ms:attainment")
     ] = DEFAULT_CLASSES

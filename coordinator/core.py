@@ -13,6 +13,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.draining import order_drain
 from coordinator.health import explain_wedge, find_outliers
 from coordinator.members import GatewayRecord, Members, NodeRecord, Refused
+from coordinator.migrating import Migrating
 from coordinator.placements import Placements
 from coordinator.reports import (
     STATUS_DECISIONS,
@@ -51,6 +52,7 @@ from tandem.messages.placement import (
     GatewayHello,
     GatewayRefused,
     GatewayWelcome,
+    MoveRequest,
     NodeDown,
     Place,
     Placed,
@@ -98,6 +100,7 @@ class Coordinator:
         self._balancing = Balancing(
             self._members, mode=config.balance, dwell_s=config.balance_dwell_s, now=now
         )
+        self._migrating = Migrating(self._members, self._placements, is_on=config.migrate == "on")
         self._accounts = ClassAccounts(self._sla)
         self.num_dropped = 0
 
@@ -142,10 +145,22 @@ class Coordinator:
         actions += [Note(text) for text in find_outliers(self._members.nodes.values(), now)]
         return [*actions, *self._send(self._admission.release(now), now), *self._balance(now)]
 
+    def _migrate(self, now: float) -> list[Action]:
+        """Wish a request elsewhere; its gateway decides."""
+        found = self._migrating.tick(now)
+        gateway = None if found is None else self._members.gateways.get(found[0])
+        if found is None or gateway is None:
+            return []
+        _, request, reason = found
+        wish = MoveRequest(request_id=request.request_id, attempt=request.attempt)
+        text = self._balancing.say("move", reason, now)
+        return [Send(gateway.peer, wish), *([] if text is None else [Note(text)])]
+
     def _balance(self, now: float) -> list[Action]:
         """Let the balancer look; who gets other roles hears at once."""
         text, node = self._balancing.tick(now)
         told = [] if node is None else self._roles_changed(node, now)
+        told += self._migrate(now)
         return told if text is None else [*told, Note(text)]
 
     def _node_hello(self, peer: bytes, hello: NodeHello, now: float) -> list[Action]:

@@ -1,6 +1,7 @@
 """Answers `Place` once per (gateway incarnation, request, attempt), and keeps the load. Pure."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coordinator.cache_index import PREFIX_BYTES, CacheIndex, split
@@ -8,6 +9,7 @@ from coordinator.candidates import Candidates
 from coordinator.forecast import Forecast
 from coordinator.members import Members, NodeRecord, Share
 from coordinator.shedding import TenantShares
+from scheduling.migration import Movable
 from scheduling.routing.early_rejection import Admitted, EarlyRejection
 from scheduling.routing.estimates import own_prefill_s, predict
 from scheduling.routing.placement import Candidate, Demand, Placement, PlacementPolicy, Refusal
@@ -21,7 +23,7 @@ SUSPECT_DEATHS = 2
 ENTITLED_PATIENCE = 2.0
 # A tenant above its share is refused when its first token would come after this share of its TTFT:
 # the rest is for the others. At five times the capacity a tenant that asks for a quarter of it got
-# 24 % of that without this, 50 % at 0.8 (a placement counts twice until heartbeats have shown it, so
+# 24 % of that without this, 50 % at 0.8 (a placement may count twice for one heartbeat, so that
 # predictions jump by a quarter of the target), 92 % at 0.7.
 CROWDING_SHARE = 0.7
 
@@ -268,6 +270,12 @@ class Placements:
                 node.recent.pop((key[1], key[0]), None)
                 node.candidate = None
         return True
+
+    def decoding_on(self, node_id: str) -> Iterator[tuple[str, Movable]]:
+        """Live requests of a decode node, each with its gateway; some may not have begun."""
+        for (_, request_id), placed in self._live.items():
+            if placed.answer.decode.node_id == node_id and not placed.is_suspect:
+                yield placed.gateway_id, Movable(request_id, placed.attempt, placed.num_pages)
 
     def forget_gateway(self, gateway_id: str) -> int:
         """A gateway is gone and its requests with it; returns how many."""
