@@ -18,7 +18,7 @@ from node.resident import PREFIX_PAGES, Attempts, Resident, finish_reason
 from node.runner import Sampled, SequenceStep
 from node.state import NodeState
 from prefill_node.job import Job, Phase
-from prefill_node.order import PromptOrder, to_bring_back
+from prefill_node.order import PromptOrder, num_tokens_with_pages, to_bring_back
 from prefill_node.reading import ReadCosts
 from scheduling.views import PrefillPolicy, RequestKey, SequenceView, Services
 from tandem.messages.common import ErrorCode, NodeRef
@@ -227,11 +227,7 @@ class PrefillGuest:
     def tick(self, now: float) -> list[NodeAction]:
         """Start prompts while pages and the look-ahead last; resend what is due."""
         actions = self._obey(self._transfers.tick(now), now)
-        num_tokens = sum(
-            job.num_left
-            for job in self._jobs.values()
-            if job.phase in (Phase.RESERVING, Phase.READING, Phase.RUNNABLE)
-        )
+        num_tokens = num_tokens_with_pages(self._jobs.values())
         for job in to_bring_back(self._jobs.values()):
             if not self._claim_pages(job):
                 break

@@ -8,6 +8,7 @@ from scheduling.views import PrefillPolicy, Services
 # A policy over 1,000 prompts takes about a millisecond, and a step may be as short: keys that only
 # time changes (HRRN, deadlines) move little in this many seconds.
 ORDER_S = 0.02
+WITH_PAGES = (Phase.RESERVING, Phase.READING, Phase.RUNNABLE)
 
 
 class PromptOrder:
@@ -58,5 +59,12 @@ def to_bring_back(jobs: Iterable[Job]) -> list[Job]:
 
     Pages are kept for the oldest of them, which nobody else could take.
     """
-    waiting = [j for j in jobs if j.phase is Phase.QUEUED and j.resident.num_preemptions]
+    waiting = [j for j in jobs if j.resident.num_preemptions and j.phase is Phase.QUEUED]
     return sorted(waiting, key=lambda job: (job.resident.spec.sequence, job.resident.key))
+
+
+def num_tokens_with_pages(jobs: Iterable[Job]) -> int:
+    """Tokens left of prompts that have their pages."""
+    queued = Phase.QUEUED  # of thousands nearly all are: looked up once, told apart by one `is`
+    begun = [j for j in jobs if j.phase is not queued]
+    return sum(j.num_left for j in begun if j.phase in WITH_PAGES)

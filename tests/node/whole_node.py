@@ -24,7 +24,7 @@ from prefill_node.guest import PrefillGuest
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.fifo import FifoPrefill
-from scheduling.views import BatchPolicy, Services
+from scheduling.views import BatchPolicy, PrefillPolicy, Services
 from tandem.layout import KVLayout
 from tandem.messages.common import ModelIdentity, NodeRef
 from tandem.messages.membership import RoleWeights
@@ -48,6 +48,20 @@ def fake_memory(num_pages: int) -> Memory:
     return Memory(FAKE_LAYOUT, pool, FakeRunner(pool, vocab_size=VOCAB), PageLedger(num_pages))
 
 
+def identity_of(name: str, memory: Memory) -> NodeIdentity:
+    model = ModelIdentity(
+        served_name="fake",
+        weights_fingerprint="w",
+        tokenizer_fingerprint="t",
+        dtype="float32",
+        max_model_len=4096,
+        vocab_size=memory.vocab_size,
+    )
+    return NodeIdentity(
+        node_id=name, incarnation=1, model=model, layout=memory.layout, eos_token_ids=()
+    )
+
+
 class Node:
     """One node and the memory it owns."""
 
@@ -63,22 +77,13 @@ class Node:
         preemption: Literal["auto", "recompute", "swap"] = "auto",
         num_swap_pages: int = 1000,
         batch_policy: BatchPolicy | None = None,
+        prefill_policy: PrefillPolicy | None = None,
     ) -> None:
         self.name = name
         self.identity = f"node/{name}/1".encode()
         memory = make_memory(num_pages)
         self.pool, self.runner, self.ledger = memory.pool, memory.runner, memory.ledger
-        model = ModelIdentity(
-            served_name="fake",
-            weights_fingerprint="w",
-            tokenizer_fingerprint="t",
-            dtype="float32",
-            max_model_len=4096,
-            vocab_size=memory.vocab_size,
-        )
-        identity = NodeIdentity(
-            node_id=name, incarnation=1, model=model, layout=memory.layout, eos_token_ids=()
-        )
+        identity = identity_of(name, memory)
         overcommit = Overcommit() if overcommit is None else overcommit
         self.state = NodeState(identity, self.ledger, Emitter(name, 1), overcommit)
         services = Services(UNKNOWN_COSTS)
@@ -101,7 +106,7 @@ class Node:
         self.prefill = PrefillGuest(
             self.state,
             OutgoingTransfers(memory.layout.page_size),
-            FifoPrefill(),
+            prefill_policy or FifoPrefill(),
             lookahead_tokens=200,
             local=self.decode,
             services=services,
