@@ -101,7 +101,8 @@ def render_status(status: ClusterStatus) -> str:
     model = status.model
     lines = [
         f"coordinator up {_duration(status.uptime_s)}, {status.num_live_requests} live requests, "
-        f"{status.num_dropped_messages} messages dropped, {status.num_shed} requests shed",
+        f"{status.num_dropped_messages} messages dropped, {status.num_shed} requests shed, "
+        f"{status.num_queued} wait for a node",
         "model       "
         + (
             f"{model.served_name} ({model.dtype}, context {model.max_model_len:,}, weights "
@@ -205,12 +206,16 @@ def _cost_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
 
 
 def _decode_step(load: NodeLoad, costs: NodeCosts) -> str:
+    if not (costs.decode_row_s or costs.decode_context_s):
+        return "-"  # it has done none, so what one takes is not known
     rows_s = costs.decode_row_s * load.num_decode_running
     contexts_s = costs.decode_context_s * load.num_decode_tokens
     return f"{(costs.step_s + rows_s + contexts_s) * 1e3:.3g} ms"
 
 
 def _prefill_speed(costs: NodeCosts) -> str:
+    if not (costs.prefill_token_s or costs.prefill_context_s):
+        return "-"
     num_tokens = 1000
     pairs_s = costs.prefill_context_s * num_tokens * num_tokens / 2
     seconds = costs.step_s + costs.prefill_token_s * num_tokens + pairs_s

@@ -85,9 +85,9 @@ class EarlyRejection:
         return Refusal(
             "overloaded",
             f"the first token would come after {predicted.ttft_s:.2f} s, promised are "
-            f"{demand.ttft_s:g} s{_crowding(demand)}: {prefill.num_prefill_tokens} prompt tokens wait on "
-            f"{prefill.node_id}, the best prefill node, for {predicted.queue_s:.2f} s; try again "
-            "later, ask for an SLA class with a longer TTFT, or start more with "
+            f"{demand.ttft_s:g} s{_crowding(demand)}: {prefill.num_prefill_tokens} prompt tokens "
+            f"wait on {prefill.node_id}, the best prefill node, for {predicted.queue_s:.2f} s; try "
+            "again later, ask for an SLA class with a longer TTFT, or start more with "
             "scripts/launch_prefill",
             retry_after_s=max(0.0, predicted.ttft_s - demand.ttft_share * demand.ttft_s),
             predicted_ttft_s=predicted.ttft_s,

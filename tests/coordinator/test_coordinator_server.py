@@ -93,4 +93,4 @@ def test_the_status_of_two_hundred_nodes_arrives_whole(make_cluster) -> None:
     status = asyncio.run(run())
     assert [node.node_id for node in status.nodes] == names
     lines = render_status(status).splitlines()
-    assert sum(line.startswith("node-") for line in lines) == 400  # the nodes, and their pages
+    assert sum(line.startswith("node-") for line in lines) == 600  # nodes, pages, costs
