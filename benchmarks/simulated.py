@@ -5,7 +5,6 @@ prefill beside decode on one mixed node, as the papers' engines do it. Nothing i
 queue, and requests reserve exactly what they will need, the best case for reservation.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,16 +82,16 @@ def run_variant(variant: Variant, base: Scenario, seeds: Sequence[int]) -> list[
 
 
 def capacity(variant: Variant, base: Scenario, seeds: Sequence[int]) -> float:
-    """Requests per second of a node that always has a queue: the first 90 % of a burst.
+    """Requests per second of a node that always has a queue: the middle 60 % of a burst's ends.
 
-    A burst much longer than an answer, or the filling of the batch counts too much.
+    The burst must be several batches long, or they end in lumps.
     """
     burst = replace(base, load=replace(base.load, rate=BURST_RATE), warmup=0.0)
     rates = []
     for result in run_variant(variant, burst, seeds):
         ends = sorted(r.finished_at for r in result.requests if r.finished_at is not None)
-        last = math.ceil(0.9 * len(ends)) - 1
-        rates.append((last + 1) / ends[last])
+        first, last = len(ends) // 5, len(ends) - len(ends) // 5 - 1
+        rates.append((last - first) / (ends[last] - ends[first]))
     return float(np.mean(rates))
 
 

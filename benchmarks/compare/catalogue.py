@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks.compare import calibrate, overload, policies_real, sim_vs_real
+from benchmarks.compare import calibrate, overload, policies_real, policies_sim, sim_vs_real
 from benchmarks.options import Options
 from benchmarks.report import Report
 
@@ -10,5 +10,6 @@ COMPARISONS: dict[str, Callable[[Options], Report]] = {
     "calibrate": calibrate.run,
     "overload": overload.run,
     "policies_real": policies_real.run,
+    "policies_sim": policies_sim.run,
     "sim_vs_real": sim_vs_real.run,
 }
