@@ -1,5 +1,7 @@
 """`tandem status` says how fast nodes think they are, and how far off that was."""
 
+from msgspec.structs import replace
+
 from tandem.messages.common import NodeCosts
 from tandem.messages.membership import (
     ClusterStatus,
@@ -73,6 +75,12 @@ def test_costs_are_shown_as_what_they_mean() -> None:
         "4321",
         "3.1%",
     ]
+
+
+def test_what_a_node_has_not_done_is_not_known() -> None:
+    changes = {"prefill_token_s": 0.0, "prefill_context_s": 0.0, "transfer_s": 0.0}
+    assert table(replace(COSTS, **changes, transfer_bytes_per_s=0.0))[3:5] == ["-", "-"]
+    assert table(replace(COSTS, decode_row_s=0.0, decode_context_s=0.0))[1] == "-"
 
 
 def test_a_node_that_has_learned_nothing_says_so() -> None:
