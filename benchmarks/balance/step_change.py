@@ -33,7 +33,7 @@ TTFT_S, TPOT_S = 1.0, 0.08
 RATE_PER_S = 7.0
 DWELL_S = 5.0
 SETTLED_S = 10.0  # requests that arrive later after the step shall be served as before
-DRAIN_S = 8.0
+DRAIN_S = 30.0  # an answer of 330 tokens at the slowest pace that is in time, and a wait
 
 
 @dataclass(frozen=True, slots=True)

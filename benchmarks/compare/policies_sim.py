@@ -40,7 +40,7 @@ MOONCAKE_DIVISOR = 8
 # Of the prefill queue, where it is not of the same name.
 PREFILL_OF = {"srpt": "sjf", "magnus": "hrrn", "magnus-cb": "hrrn", "slai": "spf"}
 SECONDS = 30.0  # of arrivals in a run, at the least so many requests:
-MIN_REQUESTS, MAX_REQUESTS = 60, 150
+MIN_REQUESTS, MAX_REQUESTS = 60, 100
 
 
 def variants(names: Sequence[str]) -> list[Variant]:
@@ -57,7 +57,7 @@ def variants(names: Sequence[str]) -> list[Variant]:
 def run(options: Options) -> Report:
     """A table per trace: goodput over fifo's by load, and latencies at 1.1 x capacity."""
     names = sorted(BATCH_POLICIES)
-    chosen = variants(names[:2] + ["sjf"] if options.quick else names)
+    chosen = variants([*names[:2], "sjf"] if options.quick else names)
     factors = (1.1,) if options.quick else FACTORS
     seeds = range(options.seed, options.seed + (2 if options.quick else 5))
     tables, figures = [], {}
