@@ -158,7 +158,7 @@ class Cluster:
         assert resident.decode is not None
         owner = self.nodes[resident.decode]
         expected = self._expected[resident.request.index]
-        if owner.claim(expected, with_growth=True):
+        if owner.residency.claim(expected, with_growth=True):
             self._after(now + 2 * self._profile.control_s, self._granted, source, resident)
             return
         node = self.nodes[source]
@@ -174,7 +174,9 @@ class Cluster:
         queue = self._reserves[node]
         while queue:
             resident = queue[0][2]
-            if not self.nodes[node].claim(self._expected[resident.request.index], with_growth=True):
+            if not self.nodes[node].residency.claim(
+                self._expected[resident.request.index], with_growth=True
+            ):
                 return
             heapq.heappop(queue)
             assert resident.prefill is not None
@@ -241,7 +243,7 @@ class Cluster:
         for at, num_computed in resident.chunks:
             num_pages = num_computed // self._profile.page_size
             if num_computed == resident.num_computed:
-                num_pages = node.num_pages(num_computed)  # the last page goes as it is
+                num_pages = node.residency.num_pages(num_computed)  # the last page goes as it is
             if num_pages > sent:
                 chunks.append((at, (num_pages - sent) * self._profile.page_bytes))
                 sent = num_pages
@@ -255,7 +257,7 @@ class Cluster:
         expected.num_tokens = resident.num_tokens
         expected.num_computed = resident.num_computed
         expected.changed()
-        owner.publish(expected)
+        owner.residency.publish(expected)
         owner.set_phase(expected, Phase.WAITING)
         owner.poke(now)
         self.nodes[source].give_back(resident, now)

@@ -51,6 +51,12 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="what clients ask for; default: exactly what comes, the best case for reservation",
     )
+    parser.add_argument(
+        "--reserve",
+        choices=["full", "predicted", "none"],
+        default="full",
+        help="pages set aside for growth, as of a node; default %(default)s",
+    )
     for limit, usual in (("tokens", QUEUED_TOKENS), ("requests", QUEUED_REQUESTS)):
         parser.add_argument(
             f"--max-queued-{limit}-per-node",
@@ -130,6 +136,7 @@ def make_scenario(args: argparse.Namespace, layout: Layout, rate: float | None) 
         max_num_seqs=args.max_num_seqs,
         max_output_tokens=args.max_output_tokens,
         max_candidates=args.max_candidates,
+        reserve=args.reserve,
         max_queued_tokens_per_node=args.max_queued_tokens_per_node,
         max_queued_requests_per_node=args.max_queued_requests_per_node,
         predictor_sigma=args.predictor_sigma,

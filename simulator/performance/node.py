@@ -7,21 +7,24 @@ would say the same again, are run as one (`steps.decode_run`), until something h
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from node.plan_check import check_plan
 from scheduling.costs import StepShape, num_pairs
-from scheduling.views import BatchPolicy, NodeView, RequestKey, Services, StepPlan
+from scheduling.views import BatchPolicy, NodeView, Services, StepPlan
 from simulator.performance.meters import Meters
 from simulator.performance.order import Order
 from simulator.performance.pages import BlockPages
+from simulator.performance.preemption import Preemption
 from simulator.performance.profiles import Profile
+from simulator.performance.queues import Queues
 from simulator.performance.requests import Phase, Resident
+from simulator.performance.residency import Residency
 from simulator.performance.steps import Noise, Run, decode_run, single_step
 
 MAX_RUN_STEPS = 4096
-REPLAN_S = 1e-3  # a policy that asks to be asked again at once, and did nothing, waits this long
+REPLAN_S = 1e-6  # time goes on even for a policy that asks to be asked again at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,21 +95,15 @@ class SimNode:
     policy: BatchPolicy
     order: Order
     services: Services
-    pages: BlockPages
     noise: Noise
     world: World
-    queued: dict[RequestKey, Resident] = field(default_factory=dict)
-    granted: dict[RequestKey, Resident] = field(default_factory=dict)
-    reserving: dict[RequestKey, Resident] = field(default_factory=dict)
-    runnable: dict[RequestKey, Resident] = field(default_factory=dict)
-    waiting: dict[RequestKey, Resident] = field(default_factory=dict)
-    running: dict[RequestKey, Resident] = field(default_factory=dict)
-    swapped: dict[RequestKey, Resident] = field(default_factory=dict)
+    queues: Queues
+    residency: Residency
+    preemption: Preemption
     num_illegal: int = 0
     _step: _Step | None = None
     _number: int = 0
     _is_planning: bool = False
-    _swap_s: float = 0.0
 
     # --- events -----------------------------------------------------------------------------
 
@@ -133,29 +130,13 @@ class SimNode:
 
     def set_phase(self, resident: Resident, phase: Phase) -> None:
         """Move a request between the queues of this node."""
-        self._queue(resident.phase).pop(resident.key, None)
-        resident.phase = phase
-        self._queue(phase)[resident.key] = resident
+        self.queues.move(resident, phase)
         self.order.changed()
 
-    def _queue(self, phase: Phase) -> dict[RequestKey, Resident]:
-        match phase:
-            case Phase.QUEUED:
-                return self.queued
-            case Phase.GRANTED:
-                return self.granted
-            case Phase.RESERVING:
-                return self.reserving
-            case Phase.RUNNABLE:
-                return self.runnable
-            case Phase.WAITING:
-                return self.waiting
-            case Phase.RUNNING:
-                return self.running
-            case Phase.SWAPPED:
-                return self.swapped
-            case _:
-                return {}
+    @property
+    def pages(self) -> BlockPages:
+        """Its pool."""
+        return self.residency.pages
 
     def due(self, number: int, now: float) -> None:
         """What was scheduled for plan `number`: the end of its steps, or its wake-up."""
@@ -174,67 +155,69 @@ class SimNode:
         resident.num_todo = resident.num_left
         resident.changed()
 
-    # --- pages ------------------------------------------------------------------------------
-
-    def num_pages(self, num_tokens: int) -> int:
-        """Pages that hold so many tokens."""
-        return -(-num_tokens // self.settings.profile.page_size)
-
-    def cached_blocks(self, resident: Resident) -> Sequence[int]:
-        """The leading blocks of its prompt that are here; the last known token is never of them."""
-        blocks = resident.request.blocks
-        if not blocks:
-            return blocks
-        limit = (resident.num_tokens - 1) // self.settings.block_tokens
-        return blocks[: min(limit, self.pages.match(blocks))]
-
-    def claim(self, resident: Resident, *, with_growth: bool) -> bool:
-        """Give a request pages for its known tokens, cached ones first; False where too few."""
-        blocks = self.cached_blocks(resident)
-        num_pages = self.num_pages(resident.num_tokens)
-        num_fresh = num_pages - len(blocks) * self.pages.block_pages
-        final = self.num_pages(max(resident.num_tokens, resident.request.num_final_tokens - 1))
-        num_promised = final - num_pages if with_growth else 0
-        if not self.pages.claim(blocks, num_fresh, num_promised):
-            return False
-        resident.blocks = list(blocks)
-        resident.num_own = num_fresh
-        resident.num_promised = num_promised
-        resident.changed()
-        return True
-
-    def publish(self, resident: Resident) -> None:
-        """Its computed blocks enter the cache."""
-        blocks = resident.request.blocks
-        if blocks:
-            num_full = min(len(blocks), resident.num_computed // self.settings.block_tokens)
-            new = self.pages.publish(blocks[len(resident.blocks) : num_full])
-            resident.blocks += new
-            resident.num_own -= len(new) * self.pages.block_pages
-
     def give_back(self, resident: Resident, now: float) -> None:
-        """Release its pages and promises; blocks stay cached."""
-        self.pages.release(resident.blocks, resident.num_own, resident.num_promised)
-        resident.blocks, resident.num_own, resident.num_promised = [], 0, 0
-        resident.changed()
+        """Release its pages and promises; others may have waited for them."""
+        self.residency.give_back(resident)
         self.world.pages_freed(self.index, now)
 
     # --- planning ---------------------------------------------------------------------------
 
     def _plan(self, now: float) -> None:
+        """As `node.core.plan`: where nothing can run, the node makes room, whatever the policy."""
         self._is_planning = True
         self._number += 1
-        if self.queued or self.granted:
+        queues = self.queues
+        if queues.queued or queues.granted:
             self._start_prompts(now)
-        if self.runnable or self.waiting or self.running or self.swapped:
+        while queues.has_work:
             view = self._view(now)
-            checked = check_plan(self.policy.plan(view, self.services), view)
-            self.num_illegal += checked.num_dropped > 0
-            self._execute(checked.plan, now)
+            plan = self._legal(view)
+            has_moved = self._move(plan, now)
+            if self._begin_step(plan, now) or view.prefill:
+                break
+            if has_moved or (plan.wake_at is not None and plan.wake_at > now):
+                wake_at = now if has_moved else max(now + REPLAN_S, plan.wake_at or now)
+                self.world.at(wake_at, self.index, self._number)
+                break
+            is_scarce = view.num_free_pages <= view.num_watermark_pages
+            is_short = bool(plan.decode or view.swapped) or is_scarce
+            if not self.preemption.unblock(is_short=is_short):
+                break
+            self._note_preempted(now)
         self._is_planning = False
 
+    def _legal(self, view: NodeView) -> StepPlan:
+        wanted = self.policy.plan(view, self.services)
+        protected = self.preemption.protected() if wanted.preempt else frozenset()
+        checked = check_plan(wanted, view, protected)
+        self.num_illegal += checked.num_dropped > 0
+        return checked.plan
+
+    def _move(self, plan: StepPlan, now: float) -> bool:
+        """Preempt and admit; whether anybody was."""
+        queues = self.queues
+        for key, mode in plan.preempt:
+            self.preemption.take(queues.running[key], mode)
+        if plan.preempt:
+            self._note_preempted(now)
+        has_moved = any(mode != "migrate" for _, mode in plan.preempt)
+        for key in plan.admit:
+            swapped = queues.swapped.get(key)
+            if swapped is None or self.preemption.restore(swapped):
+                queues.move(queues.waiting[key], Phase.RUNNING)
+                has_moved = True
+        return has_moved
+
+    def _note_preempted(self, now: float) -> None:
+        for resident in self.queues.queued.values():
+            if resident.num_dropped and not resident.num_todo:
+                self.todo_changed(resident)
+        self.order.changed()
+        self.world.pages_freed(self.index, now)
+
     def _view(self, now: float) -> NodeView:
-        settings, size = self.settings, self.pages.block_pages
+        settings, pages, queues = self.settings, self.pages, self.queues
+        size = pages.block_pages
         return NodeView(
             now=now,
             max_num_seqs=settings.max_num_seqs,
@@ -242,76 +225,80 @@ class SimNode:
             prefill_weight=settings.prefill_weight,
             decode_weight=settings.decode_weight,
             prefill=tuple(r.view(size) for r in self._in_order(Phase.RUNNABLE, now)),
-            waiting=tuple(r.view(size) for r in self.waiting.values()),
-            running=tuple(r.view(size) for r in self.running.values()),
-            swapped=tuple(r.view(size) for r in self.swapped.values()),
+            waiting=tuple(r.view(size) for r in queues.waiting.values()),
+            running=tuple(r.view(size) for r in queues.running.values()),
+            swapped=tuple(r.view(size) for r in queues.swapped.values()),
             page_size=settings.profile.page_size,
-            num_pages=self.pages.num_pages,
-            num_free_pages=self.pages.num_available,
+            num_pages=pages.num_pages,
+            num_free_pages=pages.num_free,
+            num_watermark_pages=pages.growth.num_watermark_pages,
         )
 
     def _in_order(self, phase: Phase, now: float) -> list[Resident]:
-        if not self._queue(phase):
+        if not self.queues.of(phase):
             return []
-        prompts = (self.queued, self.granted, self.reserving, self.runnable)
-        return self.order.of(phase, prompts, now)
+        return self.order.of(phase, self.queues.prompts, now)
 
     def _start_prompts(self, now: float) -> None:
         """As `prefill_node.guest.tick`: pages for prompts, within the look-ahead."""
-        num_tokens = sum(r.num_left for r in self.reserving.values())
-        num_tokens += sum(r.num_left for r in self.runnable.values())
+        queues, limit = self.queues, self.settings.lookahead_tokens
+        num_tokens = sum(r.num_left for r in queues.reserving.values())
+        num_tokens += sum(r.num_left for r in queues.runnable.values())
+        preempted = [r for r in queues.queued.values() if r.num_preemptions]
+        for resident in sorted(preempted, key=lambda r: (r.age, r.key)):
+            if not self._start(resident, now):
+                break
+            num_tokens += resident.num_left
         for resident in self._in_order(Phase.GRANTED, now):
             if not self._start(resident, now):
                 return
             num_tokens += resident.num_left
-        if num_tokens >= self.settings.lookahead_tokens:
+        if num_tokens >= limit:
             return
         for resident in self._in_order(Phase.QUEUED, now):
-            if num_tokens >= self.settings.lookahead_tokens or not self._start(resident, now):
+            if resident.num_preemptions:
+                continue
+            if num_tokens >= limit or not self._start(resident, now):
                 return
             num_tokens += resident.num_left
 
     def _start(self, resident: Resident, now: float) -> bool:
         is_local = resident.decode is None
         is_granted = resident.phase is Phase.GRANTED
-        if not self.claim(resident, with_growth=is_local):
+        if not self.residency.claim(resident, with_growth=is_local):
             return False
         resident.num_computed = len(resident.blocks) * self.settings.block_tokens
-        resident.request.num_cached = resident.num_computed
+        self.world.meters.num_wasted_tokens += max(0, resident.num_dropped - resident.num_computed)
+        if resident.num_dropped == 0:
+            resident.request.num_cached = resident.num_computed
+        resident.num_dropped = 0
         self.todo_changed(resident)
         self.set_phase(resident, Phase.RUNNABLE if is_local or is_granted else Phase.RESERVING)
         if not is_local and not is_granted:
             self.world.reserve(self.index, resident, now)
         return True
 
-    def _execute(self, plan: StepPlan, now: float) -> None:
-        for key, mode in plan.preempt:
-            self._preempt(self.running[key], mode == "swap", now)
-        for key in plan.admit:
-            self._admit(key)
-        rows = [self.running[key] for key in plan.decode if key in self.running]
-        chunks = [(self.runnable[key], num) for key, num in plan.prefill]
+    def _begin_step(self, plan: StepPlan, now: float) -> bool:
+        """Run the rows that have a page, the others are held, and the chunks; False: none."""
+        running = self.queues.running
+        wanted = [running[key] for key in plan.decode if key in running]
+        rows = [r for r in wanted if self.residency.grow(r, r.num_tokens)]
+        chunks = [(self.queues.runnable[key], num) for key, num in plan.prefill]
         for resident, _ in chunks:
             self._begin(resident, now)
         if not rows and not chunks:
-            self._wake_at(plan, now)
-            return
+            return False
         run = self._make_run(rows, chunks, plan.padding_contexts, now)
-        num_held = len(self.running) - len(rows)
+        num_held = len(running) - len(rows)
         self._step = _Step(self._number, run, rows, chunks, num_held, len(plan.padding_contexts))
         self.world.at(run.ends_at, self.index, self._number)
+        return True
 
     def _begin(self, resident: Resident, now: float) -> None:
         if resident.started_at is None:
             resident.started_at = now
             resident.changed()
             self.order.changed()
-
-    def _wake_at(self, plan: StepPlan, now: float) -> None:
-        if plan.wake_at is not None:
-            has_moved = plan.preempt or plan.admit
-            earliest = now if has_moved else now + REPLAN_S
-            self.world.at(max(earliest, plan.wake_at), self.index, self._number)
 
     def _make_run(
         self,
@@ -322,7 +309,8 @@ class SimNode:
     ) -> Run:
         profile = self.settings.profile
         num_context = sum(r.num_tokens for r in rows)
-        if not chunks and not padding and self._swap_s == 0 and self._is_alike(rows):
+        is_plain = not chunks and not padding and self.preemption.swap_s == 0
+        if is_plain and self._is_alike(rows):
             num_steps = min(r.num_left_to_draw for r in rows)
             num_steps = min(num_steps, MAX_RUN_STEPS)
             return decode_run(profile, len(rows), num_context, num_steps, now, self.noise)
@@ -333,50 +321,18 @@ class SimNode:
             num_decode_tokens=num_context + sum(padding),
         )
         prefix = sum(r.num_computed for r, _ in chunks)
-        extra_s, self._swap_s = self._swap_s, 0.0
+        extra_s, self.preemption.swap_s = self.preemption.swap_s, 0.0
         return single_step(profile, shape, prefix, extra_s, now, self.noise)
 
     def _is_alike(self, rows: list[Resident]) -> bool:
         """Whether the next steps would be planned like this one, until something happens here."""
-        has_all = len(rows) == len(self.running)
-        is_full = not self.waiting or len(rows) == self.settings.max_num_seqs
-        has_prompts = self.runnable or self.queued or self.granted
-        return (
-            self.settings.is_steady and has_all and is_full and not has_prompts and not self.swapped
-        )
+        queues = self.queues
+        has_all = len(rows) == len(queues.running)
+        is_full = not queues.waiting or len(rows) == self.settings.max_num_seqs
+        is_free = not queues.has_prompts and not queues.swapped
+        return self.settings.is_steady and has_all and is_full and is_free
 
     # --- rows -------------------------------------------------------------------------------
-
-    def _admit(self, key: RequestKey) -> None:
-        if key in self.swapped:
-            resident = self.swapped[key]
-            if not self.claim(resident, with_growth=True):
-                return
-            self._swap_s += self._swap_seconds(resident)
-            self.set_phase(resident, Phase.RUNNING)
-        else:
-            self.set_phase(self.waiting[key], Phase.RUNNING)
-
-    def _preempt(self, resident: Resident, is_swap: bool, now: float) -> None:
-        """Take its pages. Their tokens are computed again, or come back from host memory."""
-        request = resident.request
-        request.num_preemptions += 1
-        if is_swap and self.settings.profile.swap_bytes_per_s > 0:
-            self._swap_s += self._swap_seconds(resident)
-            self.set_phase(resident, Phase.SWAPPED)
-        else:
-            self.world.meters.num_wasted_tokens += resident.num_computed
-            resident.num_computed = 0
-            resident.decode = None
-            resident.started_at = None
-            self.todo_changed(resident)
-            self.set_phase(resident, Phase.QUEUED)
-        self.give_back(resident, now)
-
-    def _swap_seconds(self, resident: Resident) -> float:
-        profile = self.settings.profile
-        num_bytes = self.num_pages(resident.num_computed) * profile.page_bytes
-        return profile.swap_s + num_bytes / profile.swap_bytes_per_s
 
     def _apply(self, step: _Step, now: float) -> None:
         run = step.run
@@ -391,14 +347,10 @@ class SimNode:
         resident.num_computed += num_steps
         resident.num_tokens += num_steps
         resident.changed()
-        num_have = resident.num_own + len(resident.blocks) * self.pages.block_pages
-        num_new = self.num_pages(resident.num_computed) - num_have
-        if num_new > 0:
-            self.pages.grow(num_new, promised=True)
-            resident.num_own += num_new
-            resident.num_promised -= num_new
+        if num_steps > 1:  # all of it promised
+            self.residency.grow(resident, resident.num_computed)
         if resident.num_left_to_draw == 0:
-            self.running.pop(resident.key)
+            self.queues.running.pop(resident.key)
             self._end(resident, now)
 
     def _end(self, resident: Resident, now: float) -> None:
@@ -410,7 +362,7 @@ class SimNode:
         resident.num_computed += num_tokens
         self.todo_changed(resident)
         resident.chunks.append((now, resident.num_computed))
-        self.publish(resident)
+        self.residency.publish(resident)
         if resident.num_left:
             return
         self.world.meters.drew(resident.request, now)
@@ -418,7 +370,7 @@ class SimNode:
             self.world.prompt_computed(self.index)
         resident.num_tokens += 1
         resident.phase = Phase.GONE
-        del self.runnable[resident.key]
+        del self.queues.runnable[resident.key]
         self.order.changed()
         if resident.decode is not None:
             self.world.computed(self.index, resident, now)

@@ -111,7 +111,9 @@ class Resident:
     blocks: list[int] = field(default_factory=list)
     num_todo: int = 0  # prompt tokens that its node still has to compute, as far as is known
     num_placed_pages: int = 0
-    num_owner_tokens: int = 0
+    num_preemptions: int = 0
+    preempted_at: int = 0  # tokens known then
+    num_dropped: int = 0  # tokens to compute again
     started_at: float | None = None
     chunks: list[tuple[float, int]] = field(default_factory=list)
     _view: SequenceView | None = None

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from node.growth import Overcommit, ReserveMode
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.prefill.catalogue import make_prefill_policy
 from scheduling.routing.catalogue import DEFAULT_POLICY, make_policy
@@ -28,8 +29,11 @@ from simulator.performance.meters import Meters
 from simulator.performance.node import NodeSettings, SimNode
 from simulator.performance.order import Order
 from simulator.performance.pages import BlockPages
+from simulator.performance.preemption import Preemption
 from simulator.performance.profiles import Profile
+from simulator.performance.queues import Queues
 from simulator.performance.requests import SimRequest
+from simulator.performance.residency import Residency
 from simulator.performance.results import Result
 from simulator.performance.steps import Noise
 from simulator.performance.traces import Trace
@@ -105,8 +109,8 @@ class Scenario:
     drain_s: how long after the last arrival requests may end. fast_forward: run equal decode steps
     at once (the results are the same). max_candidates: nodes offered to the placement policy; None:
     all. predictor_sigma: of the lognormal error of predicted lengths; None: no predictions.
-    class_of: SLA class of a request by its index; None: `sla_class` for all. Chunk size and rows
-    default to the profile's.
+    reserve and page_watermark: as of a node. class_of: SLA class of a request by its index; None:
+    `sla_class` for all. Chunk size and rows default to the profile's.
     """
 
     profile: Profile
@@ -130,6 +134,8 @@ class Scenario:
     drain_s: float = 3600.0
     fast_forward: bool = True
     max_candidates: int | None = None
+    reserve: ReserveMode = "full"
+    page_watermark: float = 0.01
     predictor_sigma: float | None = None
     class_of: Callable[[int], str] | None = None
 
@@ -238,40 +244,54 @@ def _make_nodes(
             f"the trace shares prefixes by blocks of {block_tokens} tokens: choose a page size "
             f"that divides them, not {profile.page_size}"
         )
+    return [
+        _make_node(scenario, cluster, holders, block_tokens, index)
+        for index in range(scenario.layout.num_nodes)
+    ]
+
+
+def _make_node(
+    scenario: Scenario, cluster: Cluster, holders: BlockHolders, block_tokens: int, index: int
+) -> SimNode:
+    profile = scenario.profile
+    name, prefill_weight, decode_weight = scenario.layout.roles[index]
     services = Services(profile.costs)
-    targets = scenario.sla_table.resolve(None, None, None)
-    nodes = []
-    for index, (name, prefill_weight, decode_weight) in enumerate(scenario.layout.roles):
-        settings = NodeSettings(
-            profile=profile,
-            prefill_weight=prefill_weight,
-            decode_weight=decode_weight,
-            max_num_seqs=scenario.num_seqs,
-            max_num_batched_tokens=scenario.num_batched_tokens,
-            lookahead_tokens=LOOKAHEAD_STEPS * scenario.num_batched_tokens,
-            block_tokens=block_tokens,
-            tpot_s=targets.tpot_ms / 1e3,
-            is_steady=scenario.fast_forward and _is_steady(scenario),
-        )
-        node = SimNode(
-            index=index,
-            name=name,
-            settings=settings,
-            policy=make_batch_policy(scenario.batch_policy, scenario.batch_options),
-            order=Order(
-                make_prefill_policy(scenario.prefill_policy, scenario.prefill_options),
-                services,
-                block_tokens // profile.page_size,
-            ),
-            services=services,
-            pages=BlockPages(
-                profile.num_pages, block_tokens // profile.page_size, holders.listener(index)
-            ),
-            noise=Noise(profile, scenario.seed, index),
-            world=cluster,
-        )
-        nodes.append(node)
-    return nodes
+    block_pages = block_tokens // profile.page_size
+    is_full = scenario.reserve == "full"
+    num_kept = 0 if is_full else math.ceil(scenario.page_watermark * profile.num_pages)
+    pages = BlockPages(
+        profile.num_pages,
+        block_pages,
+        Overcommit(scenario.reserve, num_kept),
+        holders.listener(index),
+    )
+    residency = Residency(pages, profile.page_size, block_tokens)
+    settings = NodeSettings(
+        profile=profile,
+        prefill_weight=prefill_weight,
+        decode_weight=decode_weight,
+        max_num_seqs=scenario.num_seqs,
+        max_num_batched_tokens=scenario.num_batched_tokens,
+        lookahead_tokens=LOOKAHEAD_STEPS * scenario.num_batched_tokens,
+        block_tokens=block_tokens,
+        tpot_s=scenario.sla_table.resolve(None, None, None).tpot_ms / 1e3,
+        is_steady=scenario.fast_forward and is_full and _is_steady(scenario),
+    )
+    queues = Queues()
+    order = make_prefill_policy(scenario.prefill_policy, scenario.prefill_options)
+    return SimNode(
+        index=index,
+        name=name,
+        settings=settings,
+        policy=make_batch_policy(scenario.batch_policy, scenario.batch_options),
+        order=Order(order, services, block_pages),
+        services=services,
+        queues=queues,
+        residency=residency,
+        preemption=Preemption(profile, services, queues, residency, scenario.num_batched_tokens),
+        noise=Noise(profile, scenario.seed, index),
+        world=cluster,
+    )
 
 
 def _is_steady(scenario: Scenario) -> bool:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from node.growth import Grower, Overcommit
 from simulator.performance.break_even import break_even
 from simulator.performance.candidates import BlockHolders
 from simulator.performance.links import Links
@@ -19,16 +20,17 @@ from tests.performance.conftest import make_profile, make_scenario
 
 def test_blocks_are_shared_cached_and_evicted_tail_first():
     holders = BlockHolders()
-    pages = BlockPages(10, 2, holders.listener(0))
-    assert pages.claim((), 6, 1)
+    pages = BlockPages(10, 2, Overcommit("full"), holders.listener(0))
+    first, other = (b"first", 1), (b"other", 1)
+    assert pages.claim((), 6, Grower(first, 1, 1)) == 1
     assert pages.publish([1, 2]) == [1, 2]
-    assert pages.claim((1,), 2, 0)  # another request with the same head
-    assert not pages.claim((1, 2), 2, 0)
-    pages.release([1, 2], 2, 1)
-    pages.release([1], 2, 0)
+    assert pages.claim((1,), 4, None) == 0  # another request with the same head
+    assert pages.claim((1, 2), 6, None) is None
+    pages.release(first, [1, 2], 2, 1)
+    pages.release(other, [1], 2, 0)
     assert (pages.num_held, pages.num_cached, pages.num_available) == (0, 4, 10)
     assert holders.matches((1, 2, 3)) == {0: 2}
-    assert pages.claim((), 8, 0)  # takes the tail's pages
+    assert pages.claim((), 8, None) == 0  # takes the tail's pages
     assert pages.match((1, 2)) == 1
     assert holders.matches((1, 2)) == {0: 1}
     assert pages.num_evicted == 1
