@@ -162,7 +162,9 @@ class Ledger:
             case AttemptStatus():
                 self._status(node, message, now)
             case MoveWanted(request_id=request_id, attempt=number):
-                if self._emissions.current(node, request_id, number) is not None:
+                if self._emissions.current(node, request_id, number) is None:
+                    self._live.num_dropped += 1
+                else:
                     self._moves.wish(request_id, number, now)
             case Adopt():
                 self._live.out.append(ToNode(node, self._adopted(node, message)))
