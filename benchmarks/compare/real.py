@@ -20,6 +20,8 @@ PROMPT_DIVISOR = 24
 OUTPUT_DIVISOR = 6
 IN_FLIGHT = 64
 SLA_CLASS = "interactive"
+# For a coordinator that is to refuse nothing for its predicted latency.
+NO_REJECTION = ("--early-rejection", "off")
 
 
 @dataclass(frozen=True, slots=True)

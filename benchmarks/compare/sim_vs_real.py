@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.claims.systems import Deployment
 from benchmarks.compare.calibration import NODE_ARGS, Calibration, calibrate
-from benchmarks.compare.real import SLA_CLASS, capacity_per_s, mix, run_at
+from benchmarks.compare.real import NO_REJECTION, SLA_CLASS, capacity_per_s, mix, run_at
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, say
 from loadgen.open_loop import OpenMeasurement
@@ -48,7 +48,7 @@ def run(options: Options) -> Report:
 
 
 async def _measure(options: Options, size: Size) -> Report:
-    with Deployment(node_args=NODE_ARGS) as deployment:
+    with Deployment(node_args=NODE_ARGS, coordinator_args=NO_REJECTION) as deployment:
         calibration = await calibrate(deployment, options, CALIBRATION_SEED)
         async with deployment.client() as client:
             count = 64 if options.quick else 256
@@ -96,7 +96,7 @@ async def _of_policy(
 ) -> dict[str, Any]:
     say(f"{policy}: starting")
     flags = (*NODE_ARGS, "--batch-policy", policy)
-    with Deployment(node_args=flags) as deployment:
+    with Deployment(node_args=flags, coordinator_args=NO_REJECTION) as deployment:
         async with deployment.client() as client:
             await client.wait_until_ready(30.0)
             rate = RANKING_FACTOR * capacity
