@@ -161,9 +161,8 @@ class IncomingTransfers:
                     reason = f"the prefill node was silent for {silent_s:.1f} s: grant withdrawn"
                     self._fail(arrival, "node_failed", reason, now)
                 self._forget_if_drained(arrival)
-        self._actions += self._fencing.tick(
-            now, self._table.num_draining(), pages_wanted=bool(self._table.waiting())
-        )
+        wanted = bool(self._table.waiting()) or self._pool.is_short
+        self._actions += self._fencing.tick(now, self._table.num_draining(), pages_wanted=wanted)
         return self._take(now)
 
     def live(self) -> dict[TransferKey, ArrivalPhase]:

@@ -333,7 +333,8 @@ class NodeCore:
         """What heartbeats carry."""
         num_prompts, num_tokens = self._prefill.num_waiting()
         rows = self._decode.running()
-        running, waiting = len(rows), len(self._decode.waiting())
+        running = len(rows)
+        waiting = len(self._decode.waiting()) + len(self._decode.swapped())
         num_requests = self._prefill.num_requests + self._decode.num_requests
         return NodeLoad(
             num_steps=self.num_steps,

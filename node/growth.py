@@ -123,6 +123,11 @@ class GrowthBook:
         return key == self._oldest
 
     @property
+    def has_displaced(self) -> bool:
+        """Whether some request waits to come back."""
+        return bool(self._displaced)
+
+    @property
     def num_watermark_pages(self) -> int:
         """Pages that stay free when new requests get theirs."""
         return self._overcommit.num_watermark_pages

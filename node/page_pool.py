@@ -43,6 +43,11 @@ class PagePool:
         """Pages that residents may grow into now, beyond promises and what the oldest may need."""
         return max(0, self.ledger.num_available - self.growth.num_kept)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether a request whose pages were taken waits for others, or the oldest lacks some."""
+        return self.growth.has_displaced or self.growth.num_kept > self.ledger.num_available
+
     def num_set_aside(self, key: RequestKey) -> int:
         """Pages that nobody else may take and no promise counts: the oldest resident's."""
         if not self.growth.is_oldest(key):

@@ -85,7 +85,12 @@ class Simulation:
         for node in self.world.nodes.values():
             if node.process.is_alive:
                 node.ledger.check()
-                num_kept = node.core.load(0.0).num_requests + node.outgoing.num_unacknowledged
+                load = node.core.load(0.0)
+                num_kept = load.num_requests + node.outgoing.num_unacknowledged
+                if load.num_preempted:
+                    self.world.clock.reach("has preempted")
+                if load.num_wasted_tokens:
+                    self.world.clock.reach("has computed KV again")
                 if num_kept > MAX_KEPT * len(self.world.clients):
                     raise Violation(f"I7: {node.process.name} minds {num_kept} things")
                 counts = node.ledger.counts()

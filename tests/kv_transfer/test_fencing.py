@@ -97,6 +97,15 @@ def test_a_silent_writer_is_fenced_when_a_reserve_waits(make_owner: Any) -> None
     assert owner.ledger.counts().draining == 3  # asking for a fence proves nothing
 
 
+def test_a_silent_writer_is_fenced_when_a_preempted_request_wants_to_come_back(
+    make_owner: Any,
+) -> None:
+    owner = make_owner(num_pages=16)
+    withdraw_one(owner)
+    owner.pool.growth.displace((b"t" * 16, 1), 1, 5)
+    assert set(of_type(ticked(owner, 0.0, 40.0), FenceWriter)) == {FenceWriter(OLD)}
+
+
 def test_a_writer_that_says_something_is_not_fenced(make_owner: Any) -> None:
     owner = make_owner(num_pages=16)
     withdraw_one(owner)
