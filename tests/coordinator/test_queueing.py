@@ -59,6 +59,13 @@ def test_the_turn_goes_by_priority_then_deadline_then_arrival(full) -> None:
     assert placed == [5, 3, 4, 2]
 
 
+def test_who_asks_again_keeps_its_turn(full) -> None:
+    full.place(2)
+    full.place(3)
+    assert full.place(2) == []
+    assert end(full, 0) == [2]
+
+
 def test_a_tenant_below_its_share_comes_first(full) -> None:
     full.place(2, tenant="greedy")
     full.place(3, tenant="modest")
