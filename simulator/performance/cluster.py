@@ -15,22 +15,26 @@ from simulator.performance.meters import Meters
 from simulator.performance.node import SimNode
 from simulator.performance.profiles import Profile
 from simulator.performance.requests import Phase, Resident, SimRequest
+from simulator.performance.waiting_room import WaitingRoom
 
 PROGRESS_REQUESTS = 500
+OVERDUE_S = 1e-9  # who may wait until a time is overdue after it
 _EVENT, _STEP = 0, 1  # order at equal times
 
 
 class Cluster:
     """Nodes, links and the requests among them. A `World` of its nodes."""
 
-    def __init__(self, profile: Profile, meters: Meters, policy: PlacementPolicy) -> None:
+    def __init__(
+        self, profile: Profile, meters: Meters, policy: PlacementPolicy, room: WaitingRoom
+    ) -> None:
         self.now = 0.0
         self.meters = meters
         self.nodes: list[SimNode] = []
         self.num_events = 0
-        self.num_live = 0
         self._profile = profile
         self._policy = policy
+        self._room = room
         self._pool: CandidatePool | None = None
         self._loads = Loads.none(0)
         self._links = Links(profile, 0)
@@ -103,23 +107,55 @@ class Cluster:
     # --- placement --------------------------------------------------------------------------
 
     def _arrive(self, request: SimRequest, now: float) -> None:
+        """As `coordinator.admission.ask`: nobody goes past those that wait."""
+        if len(self._room) and self._hold(request, now):
+            self._release(now)
+            return
+        refusal = self._place(request, now)
+        if refusal is not None and not (refusal.can_wait and self._hold(request, now)):
+            self._refuse(request, refusal.code)
+
+    def _hold(self, request: SimRequest, now: float) -> bool:
+        due_at = self._room.hold(request, now)
+        if due_at is None:
+            return False
+        self._after(due_at + OVERDUE_S, self._release)
+        return True
+
+    def _release(self, now: float) -> None:
+        """As `coordinator.admission.release`: place in turn while there is room."""
+        for request in self._room.overdue(now):
+            self._room.leave(request)
+            self._refuse(request, "overloaded")
+        while (first := self._room.first()) is not None:
+            refusal = self._place(first, now)
+            if refusal is not None and refusal.can_wait:
+                return
+            self._room.leave(first)
+            if refusal is not None:
+                self._refuse(first, refusal.code)
+
+    def _refuse(self, request: SimRequest, code: str) -> None:
+        request.refusal = code
+        request.num_ends += 1
+
+    def _place(self, request: SimRequest, now: float) -> Refusal | None:
+        """Place it; why not, where there is no room."""
         demand = Demand(
             num_prompt_tokens=request.num_prompt,
             num_output_tokens=0,
             max_output_tokens=request.max_output,
             ttft_s=request.ttft_s,
             tpot_s=request.tpot_s,
+            waited_s=now - request.arrived_at,
         )
         pool = self._pool
         assert pool is not None, "not started"
         candidates = pool.candidates(request)
         placement = self._policy.route(demand, candidates)
         if isinstance(placement, Refusal):
-            request.refusal = placement.code
-            request.num_ends += 1
-            return
+            return placement
         self._num_placed += 1
-        self.num_live += 1
         by_name = {c.node_id: c for c in candidates}
         prefill_name = placement.prefill or placement.decode
         decode, prefill = pool.index(placement.decode), pool.index(prefill_name)
@@ -136,6 +172,7 @@ class Cluster:
         )
         pool.placed(resident, prefill, decode)
         self._after(resident.arrived_at, self._deliver, resident)
+        return None
 
     def _deliver(self, resident: Resident, now: float) -> None:
         assert resident.prefill is not None
@@ -276,6 +313,8 @@ class Cluster:
         request = resident.request
         request.finished_at = now
         request.num_ends += 1
-        self.num_live -= 1
         assert self._pool is not None, "not started"
         self._pool.ended(resident, node)
+        self._room.note_ended(now)
+        if len(self._room):
+            self._release(now)

@@ -37,6 +37,7 @@ from simulator.performance.residency import Residency
 from simulator.performance.results import Result
 from simulator.performance.steps import Noise
 from simulator.performance.traces import Trace
+from simulator.performance.waiting_room import WaitingRoom
 from tandem.messages.common import LengthPrediction
 
 # Policies that, with nothing to admit and nothing to prefill, decode all rows in every step and
@@ -130,6 +131,7 @@ class Scenario:
     max_num_batched_tokens: int | None = None
     max_queued_tokens_per_node: int = 65_536
     max_queued_requests_per_node: int = 256
+    max_held_requests: int = 1024
     warmup: float = 0.1
     drain_s: float = 3600.0
     fast_forward: bool = True
@@ -178,7 +180,9 @@ def simulate(scenario: Scenario, progress: Callable[[int, int], None] | None = N
         num_requests=scenario.max_queued_requests_per_node,
     )
     placement = make_policy(scenario.placement_policy, limits, scenario.placement_options)
-    cluster = Cluster(scenario.profile, meters, placement)
+    profile = scenario.profile
+    room = WaitingRoom(profile.costs, scenario.num_batched_tokens, scenario.max_held_requests)
+    cluster = Cluster(profile, meters, placement, room)
     holders = BlockHolders()
     nodes = _make_nodes(scenario, cluster, holders, trace.block_tokens)
     cluster.start(nodes, holders, scenario.max_candidates)

@@ -65,6 +65,17 @@ def test_overload_is_refused_not_lost():
     assert result.summary()["num_refused"] > 20
 
 
+def test_who_can_still_be_in_time_waits_for_room():
+    """A burst beyond the queue limits: the coordinator's queue saves those that have the time."""
+    changes = {"rate": 60.0, "max_queued_tokens_per_node": 500, "process": "mmpp", "seed": 4}
+    holding, refusing = (
+        simulate(make_scenario("1p1d", max_held_requests=held, **changes)) for held in (1000, 0)
+    )
+    check(holding)
+    check(refusing)
+    assert holding.summary()["num_refused"] < refusing.summary()["num_refused"]
+
+
 def test_what_does_not_end_in_time_is_told():
     result = simulate(make_scenario("1p1d", rate=500.0, drain_s=0.01))
     summary = result.summary()
