@@ -2,7 +2,8 @@
 
 A decode node that computes a prompt does so in chunks beside its rows, as large as its time per
 token allows; a prefill node computes it in full chunks and ships what is left at the end. Compared
-is the time from placement to the first step that decodes the request, with no queue at either.
+is the time from placement to the first step that decodes the request, with no queue at either; both
+wait for the decode node's step in progress, one before and one after its prompt is computed.
 """
 
 from dataclasses import dataclass
@@ -88,6 +89,4 @@ def _is_remote_faster(
     if profile.transfer_bytes_per_s > 0:
         remote_s += last * profile.kv_bytes_per_token / profile.transfer_bytes_per_s
     remote_s += profile.transfer_s + 2 * profile.control_s  # Reserve and Grant
-    # It joins the next step of the decode node: on average half a step later.
-    remote_s += profile.step_s(StepShape(0, 0.0, num_rows, num_context)) / 2 if num_rows else 0.0
     return remote_s < local_s

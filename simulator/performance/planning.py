@@ -6,6 +6,7 @@ deployment get the same choice of chunk sizes and batch policies, the same reque
 number of nodes; the comparison is over several seeds.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,10 @@ RATE_STEPS = 6  # halvings of a bracket of a factor 2: a capacity is known to wi
 MAX_DOUBLINGS = 5
 # Where a deployment that just keeps the SLA is past its capacity, so that setups differ.
 PRESSURE = 1.25
+
+# A run shorter than this many TTFT targets is a burst that queues absorb: with 60 requests a node
+# seemed to serve twice what it can compute.
+MIN_RUN_TTFTS = 20.0
 
 Say = Callable[[str], None]
 
@@ -66,7 +71,7 @@ class Search:
             scenario = replace(
                 base,
                 layout=setup.layout,
-                load=replace(base.load, rate=rate),
+                load=replace(base.load, rate=rate, num_requests=self._num_requests(rate)),
                 seed=key[2],
                 batch_policy=setup.batch_policy,
                 max_num_batched_tokens=setup.chunk_tokens,
@@ -75,6 +80,12 @@ class Search:
             share = self._known[key].attainment
             self.say(f"{setup}, {rate:.4g}/s, seed {key[2]}: {share:.1%} keep both targets")
         return self._known[key].attainment
+
+    def _num_requests(self, rate: float) -> int:
+        """As many as were asked for, more where the run would be over too soon."""
+        base = self.question.base
+        ttft_s = base.sla_table.resolve(None, None, None).ttft_ms / 1e3
+        return max(base.load.num_requests, math.ceil(rate * ttft_s * MIN_RUN_TTFTS))
 
     def best(self, setup: Setup, rate: float, enough: float) -> Setup:
         """The best that is reached from `setup` by changing one thing at a time; `enough` will do.

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LOAD = ["--profile", "a100-opt13b", "--trace", "512:64", "--num-requests", "40"]
+LOAD = ["--profile", "a100-opt13b", "--trace", "512:16", "--num-requests", "40"]
 
 
 def tandem(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +33,7 @@ def test_simulate_prints_a_table_and_json_and_is_deterministic():
 
 
 def test_plan_recommends_and_judges(tmp_path):
-    flags = [*LOAD, "--rate", "6", "--max-nodes", "6", "--num-seeds", "1", "--sla", "1000:60:0.9"]
+    flags = [*LOAD, "--rate", "6", "--max-nodes", "3", "--num-seeds", "1", "--sla", "300:60:0.9"]
     done = tandem("plan", *flags, "--chunk-tokens", "2048", "--plots", str(tmp_path / "plots"))
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
