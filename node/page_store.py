@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scheduling.views import RequestKey
 
-NUM_PROBED_BYTES = 8 * 2**20
+NUM_PROBED_BYTES = 16 * 2**20
 
 
 class PageStore(Protocol):
