@@ -39,11 +39,15 @@ class Moves:
         if not self._live.leaving:
             return
         for request in requests.values():
-            if len(self._moving) >= MAX_MOVING:
+            if self._is_full:
                 return
             attempt = request.attempt
             if attempt is not None and attempt.decode.node_id in self._live.leaving:
                 self._begin(request, attempt, now)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._moving) >= MAX_MOVING
 
     def wish(self, request_id: bytes, number: int, now: float) -> bool:
         """Begin to move a request that is still in this attempt; False where it stays.
@@ -55,7 +59,7 @@ class Moves:
         if request is None or attempt is None or attempt.number != number:
             self._live.num_dropped += 1
             return False
-        if len(self._moving) >= MAX_MOVING:
+        if self._is_full:
             return False
         return self._begin(request, attempt, now, is_wished=True)
 

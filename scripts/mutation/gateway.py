@@ -177,7 +177,7 @@ FAILURES = (
         "deaths-are-no-failures",
         "a node's death is not held against its requests",
         "gateway/attempts.py",
-        "request.num_failures += not failure.is_death",
+        "request.num_failures += not (failure.is_death or failure.is_closed)",
         "request.num_failures += 1",
         (FAIL_OVER,),
     ),
@@ -317,9 +317,9 @@ MOVING = (
         "move-on-placed",
         "until a move is placed the old attempt goes on",
         "gateway/moves.py",
-        "            request.move = Move(request.next_number(), attempt.decode)\n",
-        "            request.move = Move(request.next_number(), attempt.decode)\n"
-        "            self._live.demands.stop(request.request_id, attempt, attempt.nodes, now)\n",
+        "        request.move = Move(request.next_number(), attempt.decode, is_wished)\n",
+        "        request.move = Move(request.next_number(), attempt.decode, is_wished)\n"
+        "        self._live.demands.stop(request.request_id, attempt, attempt.nodes, now)\n",
         (MOVES,),
     ),
     Mutation(
@@ -334,8 +334,8 @@ MOVING = (
         "moves-in-flight",
         "four requests move at once, no more",
         "gateway/moves.py",
-        "if len(self._moving) >= MAX_MOVING:",
-        "if False:",
+        "return len(self._moving) >= MAX_MOVING",
+        "return False",
         (MOVES,),
     ),
     Mutation(

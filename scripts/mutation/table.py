@@ -9,6 +9,7 @@ from scripts.mutation import (
     handoff,
     node,
     pages,
+    roles,
     wire,
 )
 
@@ -21,5 +22,6 @@ MUTATIONS = (
     *fences.GUARDS,
     *pages.GUARDS,
     *node.GUARDS,
+    *roles.GUARDS,
     *wire.GUARDS,
 )
