@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduling.routing import scorers
@@ -92,6 +92,7 @@ DEMANDS = st.builds(
 @pytest.mark.parametrize("local_prefill", ["never", "by_cost"])
 @pytest.mark.parametrize("name", POLICIES)
 @given(demand=DEMANDS, nodes=clusters())
+@settings(max_examples=40)
 def test_any_policy_answers_with_nodes_that_can_and_does_not_depend_on_order(
     name, local_prefill, demand, nodes
 ) -> None:
