@@ -9,8 +9,10 @@ import zmq.asyncio
 from gateway.actions import ToCoordinator
 from gateway.config import GatewayConfig
 from gateway.ledger import Ledger
+from gateway.length_records import read_records
 from gateway.server import serve
 from tandem.messages.placement import PlaceRefused
+from tandem.messages.serving import Decode
 from tests.gateway.deployment import Client, Cluster, running_cluster, running_gateway, until
 
 
@@ -266,3 +268,24 @@ def test_what_fails_once_ends_neither_the_gateway_nor_what_comes_with_it(
 
     run_gateway(body)
     assert min(num_calls.values()) > 0
+
+
+def test_requests_carry_predictions_and_leave_lengths_behind(run_gateway, tmp_path) -> None:
+    commands = []
+
+    async def body(cluster: Cluster, client: Client) -> None:
+        decode = cluster.world.nodes["d0"]
+        heed = decode.command
+        decode.command = lambda message: commands.append(message) or heed(message)
+        await client.submit("def secret words")
+        await client.answer()
+        await until(lambda: len(cluster.ends) == 1)
+
+    run_gateway(body, record_dir=str(tmp_path))
+    spec = next(m for m in commands if isinstance(m, Decode)).spec
+    assert (spec.prediction.q50, spec.prediction.q90) == (8, 8)  # nothing is known: max_tokens
+    assert 0 <= spec.waited_s < 60
+    (file,) = tmp_path.iterdir()
+    (record,) = read_records(file)
+    assert (record.num_tokens, record.max_tokens, record.is_cut) == (8, 8, True)
+    assert b"secret" not in file.read_bytes()
