@@ -276,7 +276,12 @@ def test_requests_carry_predictions_and_leave_lengths_behind(run_gateway, tmp_pa
     async def body(cluster: Cluster, client: Client) -> None:
         decode = cluster.world.nodes["d0"]
         heed = decode.command
-        decode.command = lambda message: commands.append(message) or heed(message)
+
+        def watched(message):
+            commands.append(message)
+            return heed(message)
+
+        decode.command = watched
         await client.submit("def secret words")
         await client.answer()
         await until(lambda: len(cluster.ends) == 1)
