@@ -29,7 +29,7 @@ NODE_ARGS = (
     "--device", "fake", "--fake-costs", COSTS, "--num-pages", "4000",
     "--max-num-batched-tokens", "96", "--max-num-seqs", "48",
 )  # fmt: skip
-TTFT_S, TPOT_S = 2.0, 0.2
+TTFT_S, TPOT_S = 2.0, 0.13
 RATE_PER_S = 7.0
 DWELL_S = 5.0
 SETTLED_S = 10.0  # requests that arrive later after the step shall be served as before
@@ -50,7 +50,7 @@ PHASES = (Phase("long prompts", 128, 8), Phase("long answers", 16, 130))
 
 def run(options: Options) -> Report:
     """The same arrivals twice: with the balancer, and with a static ratio."""
-    phase_s = 14.0 if options.quick else 30.0
+    phase_s = 14.0 if options.quick else 40.0
     runs = {mode: asyncio.run(_measure(mode, phase_s, options.seed)) for mode in ("on", "off")}
     figures: dict[str, Any] = {
         mode: {

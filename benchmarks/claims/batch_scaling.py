@@ -39,7 +39,7 @@ def run(options: Options) -> Report:
     return Report(
         [Table("decode steps", ("model", "batch", "ms", "tokens/s", "x batch 1"), cells)],
         (
-            f"medians over {repeats} steps, float32, invariant numerics, one thread; greedy "
+            f"least of {repeats} steps, float32, invariant numerics, one thread; greedy "
             "sampling included, scheduling and sockets not",
             "the ratio is that of one device to itself: it says how far a step is bound by weights "
             "(then it is the batch size) or by arithmetic (then it is 1)",

@@ -35,7 +35,7 @@ def allocators(num_slots: int, longest: int) -> dict[str, Callable[[], Allocator
 
 def run(options: Options) -> Report:
     """Replay one trace through each."""
-    count = 150 if options.quick else 2000
+    count = 80 if options.quick else 2000
     requests = sample_lengths("sharegpt", options.traces, count, options.seed, longest=LONGEST)
     made = allocators(NUM_SLOTS, LONGEST)
     usages = {name: Replay(make(), requests, NUM_SLOTS).run() for name, make in made.items()}

@@ -1,7 +1,7 @@
 """Allocators over cases worked out by hand, and what every allocator promises."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.claims.allocators import Buddy, Contiguous, Paged, Replay
@@ -81,6 +81,7 @@ def test_a_request_that_never_fits_is_named() -> None:
         Replay(Contiguous(8, reserve_for=None), [Lengths(5, 5)], 8).run()
 
 
+@settings(max_examples=30)
 @given(requests, st.sampled_from([1, 8, 16, 32]))
 def test_pages_waste_less_than_one_page_per_request(lengths: list[Lengths], size: int) -> None:
     num_slots = 256
@@ -89,6 +90,7 @@ def test_pages_waste_less_than_one_page_per_request(lengths: list[Lengths], size
     assert wasted <= (size - 1) * usage.num_running + 1e-6
 
 
+@settings(max_examples=30)
 @given(requests, st.sampled_from(["longest", "known", "buddy", "paged", "promised"]))
 def test_shares_sum_to_the_memory_and_everybody_ends(lengths: list[Lengths], kind: str) -> None:
     made = {
