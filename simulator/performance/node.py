@@ -12,13 +12,13 @@ from typing import Protocol
 
 from node.plan_check import check_plan
 from scheduling.costs import StepShape, num_pairs
-from scheduling.views import BatchPolicy, NodeView, Services, StepPlan
+from scheduling.views import BatchPolicy, NodeView, SequenceView, Services, StepPlan
 from simulator.performance.meters import Meters
 from simulator.performance.order import Order
 from simulator.performance.pages import BlockPages
 from simulator.performance.preemption import Preemption
 from simulator.performance.profiles import Profile
-from simulator.performance.queues import Queues
+from simulator.performance.queues import Queues, Residents
 from simulator.performance.requests import Phase, Resident
 from simulator.performance.residency import Residency
 from simulator.performance.steps import Noise, Run, decode_run, single_step
@@ -225,9 +225,9 @@ class SimNode:
             prefill_weight=settings.prefill_weight,
             decode_weight=settings.decode_weight,
             prefill=tuple(r.view(size) for r in self._in_order(Phase.RUNNABLE, now)),
-            waiting=tuple(r.view(size) for r in queues.waiting.values()),
-            running=tuple(r.view(size) for r in queues.running.values()),
-            swapped=tuple(r.view(size) for r in queues.swapped.values()),
+            waiting=_views(queues.waiting, size),
+            running=_views(queues.running, size),
+            swapped=_views(queues.swapped, size),
             page_size=settings.profile.page_size,
             num_pages=pages.num_pages,
             num_free_pages=pages.num_free,
@@ -378,3 +378,8 @@ class SimNode:
             self._end(resident, now)
         else:
             self.set_phase(resident, Phase.WAITING)
+
+
+def _views(residents: Residents, block_pages: int) -> tuple[SequenceView, ...]:
+    """In the order in which their commands came, as a node has them."""
+    return tuple(r.view(block_pages) for r in sorted(residents.values(), key=lambda r: r.age))
