@@ -88,7 +88,9 @@ def _step_to_bounds(
         blocked = free & (wanted <= 0)
         if not blocked.any():
             return wanted
-        ways = found[blocked] / (found[blocked] - wanted[blocked])
+        ways = np.full(len(target), np.inf)
+        ways[blocked] = found[blocked] / np.maximum(found[blocked] - wanted[blocked], 1e-300)
         found = found + ways.min() * (wanted - found)
-        free &= found > 1e-15
+        free &= ways > ways.min()  # by its index: rounding may leave it a little above zero
+        free &= found > 0
         found[~free] = 0.0
