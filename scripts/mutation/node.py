@@ -5,7 +5,6 @@ from scripts.mutation.mutation import Mutation
 LEDGER = "tests/node/test_ledger.py"
 EMITTER = "tests/node/test_emitter.py"
 MEMBERSHIP = "tests/node/test_membership.py"
-ROLES = "tests/node/test_roles.py"
 REUSE = "tests/node/test_prefix_reuse.py"
 INDEX = "tests/node/test_prefix_index.py"
 HASHES = "tests/scheduling/test_page_hash.py"
@@ -236,22 +235,6 @@ STEPS = (
         (FAULTS,),
     ),
     Mutation(
-        "closed-role",
-        "new work of a closed role is refused",
-        "node/refusals.py",
-        "if is_closed and not is_here else None",
-        "if False else None",
-        (ROLES,),
-    ),
-    Mutation(
-        "granted-work-is-honoured",
-        "attempts that are at a node whose role is closed go on",
-        "node/refusals.py",
-        "if is_closed and not is_here else None",
-        "if is_closed else None",
-        (ROLES,),
-    ),
-    Mutation(
         "earlier-attempt-ends",
         "an earlier attempt ends when a later one comes",
         "node/core.py",
@@ -293,14 +276,6 @@ JOINING = (
         "if welcome.coordinator_incarnation < self._coordinator_incarnation:",
         "if False:",
         (MEMBERSHIP,),
-    ),
-    Mutation(
-        "newest-order",
-        "no order is obeyed after a newer one",
-        "node/membership.py",
-        "if number <= self._obeyed:",
-        "if False:",
-        (ROLES,),
     ),
     Mutation(
         "acknowledged-epoch",

@@ -3,6 +3,7 @@
 from scripts.mutation.mutation import Mutation
 
 ROLES = "tests/coordinator/test_roles.py"
+NODE_ROLES = "tests/node/test_roles.py"
 BALANCING = "tests/coordinator/test_balancing.py"
 BALANCE = "tests/scheduling/test_balance.py"
 MIGRATION = "tests/scheduling/test_migration.py"
@@ -10,7 +11,7 @@ LEDGER = "tests/gateway/test_ledger_roles.py"
 
 GUARDS = (
     Mutation(
-        "last-of-a-role",
+        "last-keeps-its-role",
         "the last node of a role keeps it",
         "coordinator/roles.py",
         "return [role for role, before, after in roles if before > 0 and after == 0]",
@@ -80,5 +81,29 @@ GUARDS = (
         "return shortest if is_better else None",
         "return shortest",
         (MIGRATION,),
+    ),
+    Mutation(
+        "closed-role",
+        "new work of a closed role is refused",
+        "node/refusals.py",
+        "if is_closed and not is_here else None",
+        "if False else None",
+        (NODE_ROLES,),
+    ),
+    Mutation(
+        "granted-work-is-honoured",
+        "attempts that are at a node whose role is closed go on",
+        "node/refusals.py",
+        "if is_closed and not is_here else None",
+        "if is_closed else None",
+        (NODE_ROLES,),
+    ),
+    Mutation(
+        "newest-order",
+        "no order is obeyed after a newer one",
+        "node/membership.py",
+        "if number <= self._obeyed:",
+        "if False:",
+        (NODE_ROLES,),
     ),
 )
