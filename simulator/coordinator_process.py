@@ -23,7 +23,9 @@ class CoordinatorProcess:
             clock, f"coordinator#{incarnation}", clock_offset_s=clock_offset_s, drift=0.0
         )
         self._network = network
-        self.core = Coordinator(CoordinatorConfig(), incarnation=incarnation, now=self.process.now)
+        # Seeds look for losses, not for delay: nodes are slow, frozen and wedged on purpose.
+        config = CoordinatorConfig(early_rejection="off")
+        self.core = Coordinator(config, incarnation=incarnation, now=self.process.now)
         network.listen(self.process, COORDINATOR, self._from_peer)
         self.process.every(TICK_S, self._tick)
 
