@@ -44,6 +44,11 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         help="targets in ms and the share of requests that must keep both; default %(default)s",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default %(default)s")
+    _add_node_flags(parser)
+    _add_policy_flags(parser)
+
+
+def _add_node_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-num-seqs", type=int, metavar="N", help="default: the profile's")
     parser.add_argument(
         "--max-output-tokens",
@@ -77,6 +82,9 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="nodes offered to the placement policy per request; default: all (see docs)",
     )
+
+
+def _add_policy_flags(parser: argparse.ArgumentParser) -> None:
     for role, names, default in (
         ("prefill", PREFILL_POLICIES, "fifo"),
         ("placement", PLACEMENT_POLICIES, DEFAULT_POLICY),
