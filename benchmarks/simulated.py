@@ -117,17 +117,25 @@ def totals(results: Sequence[Result]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Of paired runs over seeds: mean, and how far the true one may be (95 %)."""
+    """Of paired runs over seeds, and how far the true one may be (95 %)."""
 
     mean: float
     plus_minus: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}±{self.plus_minus:.2f}"
-
 
 def paired_ratio(values: Sequence[float], references: Sequence[float]) -> Ratio:
-    """Value over reference, seed by seed; 0 where a reference is 0."""
-    ratios = [v / r if r else 0.0 for v, r in zip(values, references, strict=True)]
-    told = interval(ratios)
-    return Ratio(told.mean, told.plus_minus if len(ratios) > 1 else 0.0)
+    """Sum over sum, with the jackknife's interval: seeds are left out in turn, both of a pair.
+
+    A mean of ratios would be ruled by the seed whose reference is nearly 0. Where all are, 0.
+    """
+    total, base = sum(values), sum(references)
+    count = len(values)
+    if base == 0:
+        return Ratio(0.0, 0.0)
+    pairs = zip(values, references, strict=True)
+    left = [(total - value) / (base - one) for value, one in pairs if base > one]
+    if count < 2 or len(left) < count:
+        return Ratio(total / base, 0.0)
+    # Pseudo-values, whose interval is that of a mean.
+    pseudo = [count * total / base - (count - 1) * each for each in left]
+    return Ratio(total / base, interval(pseudo).plus_minus)
