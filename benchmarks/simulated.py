@@ -117,25 +117,36 @@ def totals(results: Sequence[Result]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Of paired runs over seeds, and how far the true one may be (95 %)."""
+    """Of paired runs over seeds, and how far the true one may be (95 %); None: nobody knows."""
 
     mean: float
-    plus_minus: float
+    plus_minus: float | None
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """For JSON."""
+        known = None if self.plus_minus is None else round(self.plus_minus, 4)
+        return {"ratio": round(self.mean, 4), "plus_minus": known}
+
+    def __str__(self) -> str:
+        known = "?" if self.plus_minus is None else f"{self.plus_minus:.2f}"
+        return f"{self.mean:.2f}±{known}"
 
 
 def paired_ratio(values: Sequence[float], references: Sequence[float]) -> Ratio:
     """Sum over sum, with the jackknife's interval: seeds are left out in turn, both of a pair.
 
-    A mean of ratios would be ruled by the seed whose reference is nearly 0. Where all are, 0.
+    A mean of ratios would be ruled by the seed whose reference is nearly 0. Where all are, 0;
+    where all but one are, nothing is known of its spread.
     """
     total, base = sum(values), sum(references)
     count = len(values)
     if base == 0:
-        return Ratio(0.0, 0.0)
+        return Ratio(0.0, None)
     pairs = zip(values, references, strict=True)
     left = [(total - value) / (base - one) for value, one in pairs if base > one]
     if count < 2 or len(left) < count:
-        return Ratio(total / base, 0.0)
+        return Ratio(total / base, None)
     # Pseudo-values, whose interval is that of a mean.
     pseudo = [count * total / base - (count - 1) * each for each in left]
     return Ratio(total / base, interval(pseudo).plus_minus)

@@ -79,9 +79,9 @@ def ltr(options: Options) -> Report:
 
 
 def _window(factor: float, name: str, runs: list[Result], base: list[Result]) -> dict[str, Any]:
-    def compared(values: list[float], references: list[float]) -> dict[str, float]:
+    def compared(values: list[float], references: list[float]) -> dict[str, Any]:
         ratio = paired_ratio(values, references)
-        return {"ratio": round(ratio.mean, 4), "plus_minus": round(ratio.plus_minus, 4)}
+        return ratio.figures | {"text": str(ratio)}
 
     return {
         "factor": factor,
@@ -102,7 +102,7 @@ def _window_cells(row: dict[str, Any]) -> list[str]:
     ratios = (row["requests"], row["tokens"], row["goodput"])
     return [
         f"{row['factor']} {row['policy']}",
-        *(f"{each['ratio']:.2f}±{each['plus_minus']:.2f}" for each in ratios),
+        *(each["text"] for each in ratios),
         f"{row['e2e_mean_s']:.1f}",
         f"{row['e2e_p99_s']:.1f}",
     ]

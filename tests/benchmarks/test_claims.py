@@ -119,9 +119,11 @@ def test_variants_serve_the_same_requests() -> None:
 def test_ratios_are_paired_by_seed() -> None:
     ratio = paired_ratio([2.0, 4.0], [1.0, 2.0])
     assert (ratio.mean, ratio.plus_minus) == (2.0, 0.0)
-    assert paired_ratio([3.0], [0.0]).mean == 0.0
+    assert str(ratio) == "2.00±0.00"
+    assert str(paired_ratio([3.0, 1.0], [2.0, 0.0])) == "2.00±?"
+    assert paired_ratio([3.0], [0.0]).figures == {"ratio": 0.0, "plus_minus": None}
     spread = paired_ratio([1.0, 3.0, 0.0], [1.0, 1.0, 2.0])
-    assert spread.mean == 1.0 and spread.plus_minus > 1.0
+    assert spread.mean == 1.0 and (spread.plus_minus or 0.0) > 1.0
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
