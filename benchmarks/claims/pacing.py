@@ -114,11 +114,8 @@ def slai(options: Options) -> Report:
         max_num_seqs=128,
     )
     plain = Variant("sarathi", "sarathi", batch_options={"token_budget": "512"})
-    variants = (
-        plain,
-        replace(plain, name="sarathi, spf", prefill="spf"),
-        Variant("slai", "slai", "spf"),
-    )
+    shortest = replace(plain, name="sarathi, spf", prefill="spf")
+    variants = (plain, shortest, Variant("slai", "slai", "spf"))
     most = capacity(plain, base, seeds[:1])
     rows: list[dict[str, Any]] = []
     for factor in (0.9,) if options.quick else (0.7, 0.8, 0.9, 1.1):

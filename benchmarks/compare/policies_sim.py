@@ -1,8 +1,8 @@
 """Every batch policy against `fifo` in the simulator, on three traces, below and above capacity.
 
 One mixed node of `a100-llama3-8b`. Per seed all policies get the same requests; ratios leave
-seeds out in pairs, so their intervals are of the difference and not of the workload. Policies that order
-by length get predictions of tau 0.53; each has the prefill order of its kind.
+seeds out in pairs, so their intervals are of the difference, not of the workload. Policies that
+order by length get predictions of tau 0.53; each has the prefill order of its kind.
 """
 
 from collections.abc import Sequence
