@@ -1,7 +1,8 @@
 """The balancer's eyes and hands: what the members say becomes supply, a decision an order. Pure.
 
-One change is under way at a time. Nodes that are new, slow, draining or held by an operator are
-left as they are. Everything decided, or that would be, is kept in words.
+What one decision changes (one node, a tenth of many) is obeyed before the next. Nodes that are new,
+slow, draining or held by an operator are left as they are. Everything decided, or that would be, is
+kept in words.
 """
 
 from collections import deque
@@ -110,10 +111,10 @@ class Balancing:
 
     # --- deciding ---------------------------------------------------------------------------
 
-    def tick(self, now: float) -> tuple[str | None, NodeRecord | None]:
-        """Decide once in a period: a line for the log, and a node that has a new order."""
+    def tick(self, now: float) -> tuple[list[str], list[NodeRecord]]:
+        """Decide once in a period: lines for the log, and nodes that have a new order."""
         if self._mode == "off" or now < self._next_at:
-            return None, None
+            return [], []
         self._next_at = now + PERIOD_S
         records = [node for node in self._members.nodes.values() if not node.draining]
         supplies = [self._supply(node, now) for node in records]
@@ -121,26 +122,26 @@ class Balancing:
         self._was_whole |= _is_whole(records)
         is_busy = any(node.open_order is not None for node in records)
         if not self._was_whole or is_busy:
-            return None, None
+            return [], []
         home = {name: (w.prefill, w.decode) for name, (_, w) in self._home.items()}
         decided = self._balancer.decide(supplies, self._meter.now(now), home, now)
         if isinstance(decided, Infeasible):
-            return self.say("infeasible", f"{decided.reason}; no roles are changed", now), None
-        if decided is None:
-            return None, None
-        return self._act(decided, now)
+            text = self.say("infeasible", f"{decided.reason}; no roles are changed", now)
+            return _said(text), []
+        acts = [self._act(change, now) for change in decided]
+        return [t for texts, _ in acts for t in texts], [n for _, n in acts if n is not None]
 
-    def _act(self, change: Change, now: float) -> tuple[str | None, NodeRecord | None]:
+    def _act(self, change: Change, now: float) -> tuple[list[str], NodeRecord | None]:
         node = self._members.nodes[change.node_id]
         weights = RoleWeights(prefill=change.prefill_weight, decode=change.decode_weight)
         turns = f"{change.node_id} from {describe(node.wanted)} to {describe(weights)}"
         problem = explain_last(self._members, node, weights)
         if problem is not None:
-            return self.say("kept", f"{turns} is not possible: {problem}", now), None
+            return _said(self.say("kept", f"{turns} is not possible: {problem}", now)), None
         if self._mode == "observe":
-            return self.say("observed", f"would turn {turns}: {change.reason}", now), None
+            return _said(self.say("observed", f"would turn {turns}: {change.reason}", now)), None
         self._members.order_roles(node, weights)
-        return self.say("roles", f"turns {turns}: {change.reason}", now), node
+        return _said(self.say("roles", f"turns {turns}: {change.reason}", now)), node
 
     def _look(self, node: NodeRecord, now: float) -> _Seen:
         """What is known of a node; roles that it came with are its own."""
@@ -182,6 +183,10 @@ class Balancing:
             costs=trusted(load.costs) if load is not None and is_warm else None,
             may_change=is_warm and is_free and not node.is_slow,
         )
+
+
+def _said(text: str | None) -> list[str]:
+    return [] if text is None else [text]
 
 
 def _is_whole(records: list[NodeRecord]) -> bool:

@@ -158,10 +158,10 @@ class Coordinator:
 
     def _balance(self, now: float) -> list[Action]:
         """Let the balancer look; who gets other roles hears at once."""
-        text, node = self._balancing.tick(now)
-        told = [] if node is None else self._roles_changed(node, now)
-        told += self._migrate(now)
-        return told if text is None else [*told, Note(text)]
+        texts, nodes = self._balancing.tick(now)
+        told = [action for node in nodes for action in tell_node(node)]
+        told += self._tell_gateways(now) if nodes else []
+        return [*told, *self._migrate(now), *map(Note, texts)]
 
     def _node_hello(self, peer: bytes, hello: NodeHello, now: float) -> list[Action]:
         known = self._members.nodes.get(hello.node_id)

@@ -1,9 +1,10 @@
-"""`scripts/bench balance NAME` measures the balancer on a running system."""
+"""`scripts/bench balance NAME` measures the balancer: on a running system, and simulated."""
 
 import sys
 
-from benchmarks.balance import step_change
+from benchmarks.balance import simulated, step_change
 from benchmarks.run import run_benchmark
 
 if __name__ == "__main__":
-    sys.exit(run_benchmark("balance", __doc__, {"step_change": step_change.run}, sys.argv[1:]))
+    benchmarks = {"step_change": step_change.run, "step_change_simulated": simulated.run}
+    sys.exit(run_benchmark("balance", __doc__, benchmarks, sys.argv[1:]))

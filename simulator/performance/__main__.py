@@ -66,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="plan every single step; same results, for checking the simulator",
     )
+    flags.add_coordinator_flags(simulated)
     _add_plan(commands)
     return parser
 
@@ -112,6 +113,11 @@ def run_simulate(args: argparse.Namespace) -> dict[str, Any]:
         scenario,
         max_num_batched_tokens=args.chunk_tokens,
         fast_forward=not args.every_step,
+        balance=args.balance == "on",
+        balance_dwell_s=args.balance_dwell_s,
+        early_rejection_tolerance=args.early_rejection_tolerance
+        if args.early_rejection == "on"
+        else None,
     )
     results: list[Result] = []
     for seed in range(args.seed, args.seed + args.num_seeds):

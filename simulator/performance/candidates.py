@@ -90,18 +90,38 @@ class CandidatePool:
         self._costs = nodes[0].services.costs
         self._index = {node.name: node.index for node in nodes}
         self._snapshots: list[Candidate | None] = [None for _ in nodes]
+        # Roles in which requests are placed on each node: shares of it.
+        self._shares = [_shares(_weights(node)) for node in nodes]
         # Many prompts share just the first block, so the last match is often the next one.
         self._hits = [(each, each) for each in map(self._snapshot, range(len(nodes)))]
         names = sorted(self._index)
         self._rank = np.array([names.index(node.name) for node in nodes]) * 1e-9
         self._slots = np.array([node.settings.max_num_seqs for node in nodes])
         self._room = np.array([node.pages.num_pages for node in nodes])
-        self._prefills = np.flatnonzero([n.settings.prefill_weight > 0 for n in nodes])
-        self._decodes = np.flatnonzero([n.settings.decode_weight > 0 for n in nodes])
+        self._prefills, self._decodes = self._by_role()
 
     def index(self, name: str) -> int:
         """Number of the node of this name."""
         return self._index[name]
+
+    def close(self, node: int, weights: tuple[float, float]) -> None:
+        """Roles that the node is ordered to lose take nothing from now on; new ones not yet."""
+        now = self._shares[node]
+        left = (now[0] if weights[0] > 0 else 0.0, now[1] if weights[1] > 0 else 0.0)
+        self._set(node, left)
+
+    def open(self, node: int) -> None:
+        """It has obeyed."""
+        self._set(node, _shares(_weights(self._nodes[node])))
+
+    def _set(self, node: int, shares: tuple[float, float]) -> None:
+        self._shares[node] = shares
+        self._snapshots[node] = None
+        self._prefills, self._decodes = self._by_role()
+
+    def _by_role(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        shares = np.array(self._shares)
+        return np.flatnonzero(shares[:, 0] > 0), np.flatnonzero(shares[:, 1] > 0)
 
     def placed(self, resident: Resident, prefill: int, decode: int) -> None:
         """A request was placed."""
@@ -174,11 +194,10 @@ class CandidatePool:
         ):
             return known
         settings = node.settings
-        share = 1.0 / (settings.prefill_weight + settings.decode_weight)
         made = Candidate(
             node_id=node.name,
-            prefill_weight=settings.prefill_weight * share,
-            decode_weight=settings.decode_weight * share,
+            prefill_weight=self._shares[index][0],
+            decode_weight=self._shares[index][1],
             draining=False,
             num_pages=pages.num_pages,
             page_size=settings.profile.page_size,
@@ -197,6 +216,15 @@ class CandidatePool:
         made = with_times(made)
         self._snapshots[index] = made
         return made
+
+
+def _weights(node: SimNode) -> tuple[float, float]:
+    return node.settings.prefill_weight, node.settings.decode_weight
+
+
+def _shares(weights: tuple[float, float]) -> tuple[float, float]:
+    share = 1.0 / sum(weights)
+    return weights[0] * share, weights[1] * share
 
 
 def _lowest(nodes: NDArray[np.int64], load: NDArray[np.float64], count: int) -> list[int]:

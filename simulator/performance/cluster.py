@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scheduling.routing.placement import Demand, PlacementPolicy, Refusal
+from simulator.performance.balancing import SimBalancing
 from simulator.performance.candidates import BlockHolders, CandidatePool, Loads
+from simulator.performance.foresight import Foresight
 from simulator.performance.links import Links
 from simulator.performance.meters import Meters
 from simulator.performance.node import SimNode
@@ -18,6 +20,7 @@ from simulator.performance.requests import Phase, Resident, SimRequest
 from simulator.performance.waiting_room import WaitingRoom
 
 PROGRESS_REQUESTS = 500
+OBEY_S = 0.2  # from an order of roles to the heartbeat that says it is obeyed
 OVERDUE_S = 1e-9  # who may wait until a time is overdue after it
 _EVENT, _STEP = 0, 1  # order at equal times
 
@@ -26,7 +29,14 @@ class Cluster:
     """Nodes, links and the requests among them. A `World` of its nodes."""
 
     def __init__(
-        self, profile: Profile, meters: Meters, policy: PlacementPolicy, room: WaitingRoom
+        self,
+        profile: Profile,
+        meters: Meters,
+        policy: PlacementPolicy,
+        room: WaitingRoom,
+        *,
+        balancing: SimBalancing | None = None,
+        foresight: Foresight | None = None,
     ) -> None:
         self.now = 0.0
         self.meters = meters
@@ -35,6 +45,9 @@ class Cluster:
         self._profile = profile
         self._policy = policy
         self._room = room
+        self._balancing = balancing
+        self._foresight = foresight
+        self._num_open = 0  # requests that have not ended
         self._pool: CandidatePool | None = None
         self._loads = Loads.none(0)
         self._links = Links(profile, 0)
@@ -54,6 +67,9 @@ class Cluster:
         self._pool = CandidatePool(nodes, self._loads, holders, max_candidates)
         self._links = Links(self._profile, len(nodes))
         self._reserves = [[] for _ in nodes]
+        if self._balancing is not None:
+            self._balancing.start(self.nodes, self._loads)
+            self._after(self._balancing.next_at, self._balance)
 
     @property
     def num_shipped_bytes(self) -> int:
@@ -67,6 +83,7 @@ class Cluster:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         """Serve them all; stop at `until` at the latest. `progress`: arrived, of how many."""
+        self._num_open = len(requests)
         arrivals = iter(requests)
         upcoming = next(arrivals, None)
         while True:
@@ -104,6 +121,25 @@ class Cluster:
         self._num_scheduled += 1
         heapq.heappush(self._heap, (time, kind, node, self._num_scheduled, callback, arguments))
 
+    # --- roles ------------------------------------------------------------------------------
+
+    def _balance(self, now: float) -> None:
+        """A role is closed with the order, and open once the node has obeyed."""
+        assert self._balancing is not None and self._pool is not None, "asked for by `start`"
+        for change in self._balancing.decide(now):
+            weights = (change.prefill_weight, change.decode_weight)
+            node = self._pool.index(change.node_id)
+            self._pool.close(node, weights)
+            self._after(now + OBEY_S, self._obey, node, weights)
+        if self._num_open:
+            self._after(self._balancing.next_at, self._balance)
+
+    def _obey(self, node: int, weights: tuple[float, float], now: float) -> None:
+        assert self._pool is not None, "not started"
+        self.nodes[node].turn(*weights, now)
+        self._pool.open(node)
+        self._release(now)
+
     # --- placement --------------------------------------------------------------------------
 
     def _arrive(self, request: SimRequest, now: float) -> None:
@@ -138,6 +174,9 @@ class Cluster:
     def _refuse(self, request: SimRequest, code: str) -> None:
         request.refusal = code
         request.num_ends += 1
+        self._num_open -= 1
+        if self._balancing is not None and code == "overloaded":
+            self._balancing.arrived(request, None, self.now)
 
     def _place(self, request: SimRequest, now: float) -> Refusal | None:
         """Place it; why not, where there is no room."""
@@ -153,6 +192,8 @@ class Cluster:
         assert pool is not None, "not started"
         candidates = pool.candidates(request)
         placement = self._policy.route(demand, candidates)
+        if self._foresight is not None and not isinstance(placement, Refusal):
+            placement = self._foresight.judge(request, demand, placement, candidates, now)
         if isinstance(placement, Refusal):
             return placement
         self._num_placed += 1
@@ -171,6 +212,8 @@ class Cluster:
             num_placed_pages=by_name[placement.decode].num_new_pages(demand),
         )
         pool.placed(resident, prefill, decode)
+        if self._balancing is not None:
+            self._balancing.arrived(request, resident.num_todo, now)
         self._after(resident.arrived_at, self._deliver, resident)
         return None
 
@@ -315,6 +358,11 @@ class Cluster:
         request.num_ends += 1
         assert self._pool is not None, "not started"
         self._pool.ended(resident, node)
+        self._num_open -= 1
+        if self._balancing is not None:
+            self._balancing.ended(request.num_output)
+        if self._foresight is not None:
+            self._foresight.ended(request)
         self._room.note_ended(now)
         if len(self._room):
             self._release(now)

@@ -115,6 +115,32 @@ def add_batch_policy(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_coordinator_flags(parser: argparse.ArgumentParser) -> None:
+    """What the coordinator does besides placing; off unless asked for."""
+    parser.add_argument(
+        "--balance",
+        choices=["off", "on"],
+        default="off",
+        help="change roles with the load, as the coordinator; default %(default)s",
+    )
+    parser.add_argument(
+        "--balance-dwell-s", type=float, default=30.0, metavar="S", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--early-rejection",
+        choices=["off", "on"],
+        default="off",
+        help="refuse at once what would miss its targets; default %(default)s",
+    )
+    parser.add_argument(
+        "--early-rejection-tolerance",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="of the targets, as of the coordinator; default %(default)s",
+    )
+
+
 def make_trace(text: str) -> Trace:
     """The trace of `--trace`. Raises ValueError with advice."""
     prompt, separator, output = text.partition(":")

@@ -7,7 +7,7 @@ would say the same again, are run as one (`steps.decode_run`), until something h
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from node.plan_check import check_plan
@@ -101,6 +101,7 @@ class SimNode:
     residency: Residency
     preemption: Preemption
     num_illegal: int = 0
+    _busy_s: float = 0.0
     _step: _Step | None = None
     _number: int = 0
     _is_planning: bool = False
@@ -122,6 +123,17 @@ class SimNode:
                 self._number += 1
                 self._step.number = self._number
                 self.world.at(run.ends_at, self.index, self._number)
+
+    def turn(self, prefill_weight: float, decode_weight: float, now: float) -> None:
+        """Obey an order; what is here goes on."""
+        weights = {"prefill_weight": prefill_weight, "decode_weight": decode_weight}
+        self.settings = replace(self.settings, **weights)
+        self.poke(now)
+
+    def busy_until(self, now: float) -> float:
+        """Seconds that were spent in steps so far."""
+        step = self._step
+        return self._busy_s + (0.0 if step is None else now - step.run.began_at)
 
     def enqueue(self, resident: Resident, now: float) -> None:
         """A prompt to compute."""
@@ -336,6 +348,7 @@ class SimNode:
 
     def _apply(self, step: _Step, now: float) -> None:
         run = step.run
+        self._busy_s += now - run.began_at
         self.noise.advance(0 if self.noise.is_silent else run.num_steps)
         self.world.meters.ran(run, step.rows, step.num_held, step.num_padding)
         for resident in step.rows:

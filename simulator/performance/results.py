@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from scheduling.balance import Change
 from scheduling.sla import SlaTable
 from simulator.performance.meters import Meters
 from simulator.performance.requests import SimRequest
@@ -28,7 +29,7 @@ class Result:
     """One run. `requests` are all of them, with their times.
 
     num_illegal_plans: plans of which the node had to drop something. num_pages_left: pages that
-    requests still hold or were promised at the end.
+    requests still hold or were promised at the end. role_changes: what the balancer did, and when.
     """
 
     requests: tuple[SimRequest, ...]
@@ -40,6 +41,7 @@ class Result:
     num_events: int
     sla: SlaTable
     virtual_s: float
+    role_changes: tuple[tuple[float, Change], ...] = ()
 
     @property
     def measured(self) -> list[SimRequest]:
@@ -100,6 +102,7 @@ class Result:
             "shipped_gib": _rounded(self.num_shipped_bytes / 2**30),
             "num_illegal_plans": self.num_illegal_plans,
             "num_events": self.num_events,
+            "num_role_changes": len(self.role_changes),
         }
 
     def _attainment_by_class(self, measured: Sequence[SimRequest]) -> dict[str, float]:

@@ -23,8 +23,10 @@ from scheduling.routing.placement import QueueLimits
 from scheduling.sla import DEFAULT_CLASSES, SlaTable, parse_sla_table
 from scheduling.views import Services
 from simulator.performance.arrivals import Load
+from simulator.performance.balancing import SimBalancing
 from simulator.performance.candidates import BlockHolders
 from simulator.performance.cluster import Cluster
+from simulator.performance.foresight import Foresight
 from simulator.performance.meters import Meters
 from simulator.performance.node import NodeSettings, SimNode
 from simulator.performance.order import Order
@@ -111,7 +113,9 @@ class Scenario:
     at once (the results are the same). max_candidates: nodes offered to the placement policy; None:
     all. predictor_sigma: of the lognormal error of predicted lengths; None: no predictions.
     reserve and page_watermark: as of a node. class_of: SLA class of a request by its index; None:
-    `sla_class` for all. Chunk size and rows default to the profile's.
+    `sla_class` for all. balance: change roles as the coordinator does with `--balance on`.
+    early_rejection_tolerance: of targets; None: nobody is rejected early. Chunk size and rows
+    default to the profile's.
     """
 
     profile: Profile
@@ -140,6 +144,9 @@ class Scenario:
     page_watermark: float = 0.01
     predictor_sigma: float | None = None
     class_of: Callable[[int], str] | None = None
+    balance: bool = False
+    balance_dwell_s: float = 30.0
+    early_rejection_tolerance: float | None = None
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""
@@ -151,6 +158,11 @@ class Scenario:
                 f"{seqs} rows and {tokens} tokens in a step: give at least one row, and as many "
                 "tokens as rows"
             )
+        if self.balance_dwell_s <= 0:
+            raise ValueError(f"a dwell of {self.balance_dwell_s} s: give one above 0")
+        tolerance = self.early_rejection_tolerance
+        if tolerance is not None and tolerance <= 0:
+            raise ValueError(f"a tolerance of {tolerance}: give a factor of the targets above 0")
 
     @property
     def num_seqs(self) -> int:
@@ -182,7 +194,10 @@ def simulate(scenario: Scenario, progress: Callable[[int, int], None] | None = N
     placement = make_policy(scenario.placement_policy, limits, scenario.placement_options)
     profile = scenario.profile
     room = WaitingRoom(profile.costs, scenario.num_batched_tokens, scenario.max_held_requests)
-    cluster = Cluster(profile, meters, placement, room)
+    balancing = SimBalancing(scenario.balance_dwell_s) if scenario.balance else None
+    tolerance = scenario.early_rejection_tolerance
+    foresight = None if tolerance is None else Foresight(tolerance)
+    cluster = Cluster(profile, meters, placement, room, balancing=balancing, foresight=foresight)
     holders = BlockHolders()
     nodes = _make_nodes(scenario, cluster, holders, trace.block_tokens)
     cluster.start(nodes, holders, scenario.max_candidates)
@@ -197,6 +212,7 @@ def simulate(scenario: Scenario, progress: Callable[[int, int], None] | None = N
         num_events=cluster.num_events,
         sla=scenario.sla_table,
         virtual_s=cluster.now,
+        role_changes=() if balancing is None else tuple(balancing.changes),
     )
 
 

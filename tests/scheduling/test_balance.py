@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -9,7 +10,18 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from scheduling.balance import WEIGHTS, Balancer, Change, Decided, Infeasible, load_of, shape_of
+from scheduling.balance import (
+    CONFIRM_S,
+    HYSTERESIS,
+    WEIGHTS,
+    Balancer,
+    Change,
+    Decided,
+    Infeasible,
+    load_of,
+    num_at_once,
+    shape_of,
+)
 from scheduling.capacity import NodeSupply, Traffic, needs
 from tandem.messages.common import NodeCosts
 
@@ -76,14 +88,14 @@ class Cluster:
     def second(self, load: Traffic) -> Decided:
         self.now += 1.0
         decided = self.balancer.decide(self.nodes, load, self.home, self.now)
-        if isinstance(decided, Change):
-            self.changes.append((self.now, decided))
-            weights = {
-                "prefill_weight": decided.prefill_weight,
-                "decode_weight": decided.decode_weight,
-            }
+        if isinstance(decided, tuple) and decided:
+            self.changes += [(self.now, change) for change in decided]
+            turned = {c.node_id: (c.prefill_weight, c.decode_weight) for c in decided}
             self.nodes = [
-                replace(n, **weights) if n.node_id == decided.node_id else n for n in self.nodes
+                replace(n, prefill_weight=turned[n.node_id][0], decode_weight=turned[n.node_id][1])
+                if n.node_id in turned
+                else n
+                for n in self.nodes
             ]
             assert any(n.prefill_weight > 0 for n in self.nodes)
             assert any(n.decode_weight > 0 for n in self.nodes)
@@ -169,6 +181,57 @@ def test_both_roles_live_through_any_traffic(seed: int) -> None:
     for _ in range(30):
         load = traffic(rng.choice([0, 1, 10, 100]), rng.uniform(1, 500), rng.uniform(1, 500))
         cluster.run(rng.randint(1, 8), load if load.num_requests_s else QUIET)
+
+
+@pytest.mark.parametrize("num_nodes", [2, 10, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_makes_no_oscillation_at_any_size(num_nodes: int, seed: int) -> None:
+    """Five minutes with 20 % noise: at rest in the second half, but for a few at most."""
+    rng = random.Random(seed)
+    half = num_nodes // 2
+    needed = traffic(1, rng.uniform(50, 150), rng.uniform(20, 80))
+    cluster = Cluster(*["prefill"] * half, *["decode"] * (num_nodes - half))
+    rate = rng.uniform(0.3, 1.0) * num_nodes / needs(cluster.nodes, needed).total
+
+    def noisy() -> Traffic:
+        requests_s, share = rate * rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2)
+        num_prefill_tokens_s = rate * needed.mean_prompt * share
+        return replace(needed, num_requests_s=requests_s, num_prefill_tokens_s=num_prefill_tokens_s)
+
+    cluster.run(300, noisy)
+    turned_at: dict[str, float] = {}
+    for at, change in cluster.changes:
+        assert at - turned_at.get(change.node_id, -math.inf) >= DWELL_S / 3
+        turned_at[change.node_id] = at
+    assert len(cluster.changes) <= 3 * num_nodes
+    num_late = sum(at > 150 for at, _ in cluster.changes)
+    assert num_late <= max(3, num_nodes // 10), [c.reason for _, c in cluster.changes]
+
+
+def test_a_hundred_nodes_turn_a_tenth_at_a_time_and_within_seconds() -> None:
+    cluster = Cluster(*["prefill"] * 70, *["decode"] * 30)
+    load = traffic(250, 10, 300)
+    assert load_of(cluster.nodes, needs(cluster.nodes, load)) > 1.5
+    cluster.run(10, load)
+    assert load_of(cluster.nodes, needs(cluster.nodes, load)) <= HYSTERESIS
+    by_time = Counter(at for at, _ in cluster.changes)
+    assert min(by_time) == 1 + CONFIRM_S and max(by_time.values()) == 10
+    assert len({change.node_id for _, change in cluster.changes}) == len(cluster.changes)
+    num_before = len(cluster.changes)
+    assert len(cluster.run(100, load).changes) == num_before, "at rest it stays"
+
+
+def test_nineteen_nodes_turn_one_by_one_and_twenty_two_at_once() -> None:
+    assert [num_at_once(n) for n in (1, 2, 19, 20, 100)] == [1, 1, 1, 2, 10]
+
+
+def test_many_nodes_go_home_too() -> None:
+    cluster = Cluster(*["prefill"] * 20, *["decode"] * 20)
+    before = cluster.shapes
+    cluster.run(20, traffic(140, 10, 300))
+    assert cluster.shapes != before
+    cluster.run(60, QUIET)
+    assert cluster.shapes == before
 
 
 def test_who_may_not_change_does_not() -> None:
