@@ -44,8 +44,11 @@ class NormalEquations:
             self.moment = share * self.moment
 
 
-def solve(equations: Sequence[NormalEquations], prior: Floats) -> Floats:
-    """The coefficients, none negative, that all these samples and the prior support best."""
+def solve(equations: Sequence[NormalEquations], prior: Floats, doubts: Floats) -> Floats:
+    """The coefficients, none negative, that all these samples and the prior support best.
+
+    Where samples cannot tell features apart, each explains a part inverse to its doubt.
+    """
     gram = np.sum([each.gram for each in equations], axis=0)
     moment = np.sum([each.moment for each in equations], axis=0)
     scale = np.sqrt(np.diagonal(gram))
@@ -54,8 +57,9 @@ def solve(equations: Sequence[NormalEquations], prior: Floats) -> Floats:
     if seen.any():
         scale = scale[seen]
         matrix = gram[np.ix_(seen, seen)] / np.outer(scale, scale)
-        matrix += RIDGE * np.eye(len(scale))
-        target = moment[seen] / scale + RIDGE * prior[seen] * scale
+        ridge = RIDGE * doubts[seen]
+        matrix += np.diag(ridge)
+        target = moment[seen] / scale + ridge * prior[seen] * scale
         found[seen] = _non_negative(matrix, target) / scale
     return found
 

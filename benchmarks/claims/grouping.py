@@ -26,7 +26,7 @@ from simulator.performance.results import Result
 from simulator.performance.traces import Trace
 
 SMALL_BATCH, LARGE_BATCH = 8, 36
-# Token reads that a batch may waste; the policy's default of 50,000 makes batches of a few requests
+# Token reads that a batch may waste; 50,000 makes batches of a few requests
 # where answers are as long as here.
 MAX_WASTE = 5_000_000
 MAGNUS_LOAD = 0.9

@@ -23,12 +23,12 @@ class MagnusOptions:
 
     max_waste: Annotated[
         float, Help("token reads that a batch may waste on its worst member, else a new one opens")
-    ] = 50_000.0
+    ] = 5_000_000.0
     memory_share: Annotated[float, Help("share of all pages that a batch may come to need")] = 0.9
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""
-        require(self.max_waste >= 0, "max_waste must not be negative; try 50000")
+        require(self.max_waste >= 0, "max_waste must not be negative; try 5000000")
         require(0 < self.memory_share <= 1, "memory_share must be within (0, 1]; try 0.9")
 
 

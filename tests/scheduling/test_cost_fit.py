@@ -157,7 +157,7 @@ def test_constrained_solutions_are_optimal() -> None:
     for _ in range(30):
         equations = NormalEquations(5, 1000)
         equations.add(rng.normal(size=(40, 5)), rng.uniform(0.5, 2, size=40))
-        found = solve([equations], np.zeros(5))
+        found = solve([equations], np.zeros(5), np.ones(5))
         assert found.min() >= 0
         ridge = 1e-4 * np.diagonal(equations.gram)
         gradient = equations.gram @ found + ridge * found - equations.moment
@@ -186,3 +186,15 @@ def test_transfers_whose_bytes_do_not_matter_have_no_bandwidth() -> None:
         fit.take(10_000 * (100 - n), 1e-3)
     assert fit.transfer_s == pytest.approx(1e-3, rel=0.05)
     assert fit.bytes_per_s == 0 or fit.bytes_per_s > 1e9
+
+
+def test_prompts_of_one_length_do_not_make_long_ones_look_hopeless() -> None:
+    """Nothing tells a token's cost from a pair's then: the long prompt is not to be off by 10."""
+    rng = random.Random(5)
+    fit = StepFit()
+    short = StepShape(30, num_pairs(30, 0))
+    for _ in range(60):
+        fit.take(short, step_s(TRUE, short) * math.exp(rng.gauss(0, 0.03)))
+    long = StepShape(600, num_pairs(600, 0))
+    if_all_is_tokens = 20 * step_s(TRUE, short)
+    assert step_s(fit.costs, long) < 2 * if_all_is_tokens
