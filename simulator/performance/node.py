@@ -126,8 +126,9 @@ class SimNode:
 
     def turn(self, prefill_weight: float, decode_weight: float, now: float) -> None:
         """Obey an order; what is here goes on."""
-        weights = {"prefill_weight": prefill_weight, "decode_weight": decode_weight}
-        self.settings = replace(self.settings, **weights)
+        self.settings = replace(
+            self.settings, prefill_weight=prefill_weight, decode_weight=decode_weight
+        )
         self.poke(now)
 
     def busy_until(self, now: float) -> float:

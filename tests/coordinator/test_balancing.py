@@ -109,6 +109,22 @@ def test_one_change_is_under_way_at_a_time(make_cluster) -> None:
     assert len(world.orders()) > 1
 
 
+def test_twenty_nodes_get_two_orders_at_once(make_cluster) -> None:
+    roles = {"p0": "prefill", "p1": "prefill"} | {f"d{i:02}": "decode" for i in range(18)}
+    world = balanced(make_cluster, **roles)
+    while not world.orders():
+        world.run(1, requests_s=15)
+    assert len(world.orders()) == len({name for name, _ in world.orders()}) == 2
+    world.run(1)
+    assert [d.split(" from ")[0] for d in decisions(world)] == [
+        "roles: turns d01",
+        "roles: turns d00",
+    ]
+    assert all("2 nodes at once" in d for d in decisions(world))
+    weights = {node.node_id: node.weights for node in world.cluster.status().nodes}
+    assert weights["d00"] == weights["d01"] != weights["d02"]
+
+
 def test_new_nodes_are_not_judged(make_cluster) -> None:
     world = balanced(make_cluster, dwell_s=1.0).run(4, requests_s=10)
     assert world.orders() == []

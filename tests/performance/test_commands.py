@@ -21,12 +21,14 @@ def tandem(*flags: str) -> subprocess.CompletedProcess[str]:
 
 def test_simulate_prints_a_table_and_json_and_is_deterministic():
     flags = [*LOAD, "--rate", "4", "--nodes", "1p1d", "--num-seeds", "2"]
+    flags += ["--balance", "on", "--balance-dwell-s", "5", "--early-rejection", "on"]
     first, second = (tandem("simulate", *flags) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout
     document = json.loads(first.stdout.splitlines()[-1])
     assert document["nodes"] == "1p1d"
     assert document["result"]["num_finished"] == document["result"]["num_requests"]
+    assert document["result"]["num_role_changes"] == 0
     assert document["intervals"]["attainment"]["mean"] > 0
     assert "goodput" in first.stdout
     assert "seed 1: done" in first.stderr
