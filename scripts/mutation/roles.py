@@ -51,6 +51,22 @@ GUARDS = (
         (BALANCE,),
     ),
     Mutation(
+        "dwell-of-each-node",
+        "among many nodes, who was turned stays for a dwell",
+        "scheduling/balance.py",
+        "return [n for n in free if now - turned_at.get(n.node_id, -math.inf) >= dwell_s]",
+        "return free",
+        (BALANCE,),
+    ),
+    Mutation(
+        "home-waits-a-dwell",
+        "nodes go home only where that was possible for a dwell",
+        "scheduling/balance.py",
+        "max(CONFIRM_S, self._dwell_s) if turn.is_homewards else CONFIRM_S",
+        "CONFIRM_S",
+        (BALANCE,),
+    ),
+    Mutation(
         "hysteresis",
         "a change of roles must be worth it",
         "scheduling/balance.py",

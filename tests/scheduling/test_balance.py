@@ -225,6 +225,16 @@ def test_nineteen_nodes_turn_one_by_one_and_twenty_two_at_once() -> None:
     assert [num_at_once(n) for n in (1, 2, 19, 20, 100)] == [1, 1, 1, 2, 10]
 
 
+def test_among_many_nodes_who_was_turned_stays_for_a_dwell() -> None:
+    cluster = Cluster(*["prefill"] * 50, *["decode"] * 50, dwell_s=60.0)
+    cluster.run(8, traffic(250, 10, 300))
+    first = {change.node_id for _, change in cluster.changes}
+    num_before = len(cluster.changes)
+    cluster.run(20, traffic(420, 120, 10))
+    later = {change.node_id for _, change in cluster.changes[num_before:]}
+    assert first and later and not first & later
+
+
 def test_many_nodes_go_home_too() -> None:
     cluster = Cluster(*["prefill"] * 20, *["decode"] * 20)
     before = cluster.shapes
