@@ -34,8 +34,8 @@ CHANGE_KEEPS = 0.9
 DRIFT_KEEPS = 0.7
 DRIFT = 0.08
 MAX_COST_S = 1e9
-# After prompts of one length only, tokens and pairs look alike. With equal doubt a prompt of 20 times
-# the length was predicted 7 times too slow; pairs, which matter in long prompts, have to be seen.
+# After prompts of one length only, tokens and pairs look alike. With equal doubt a prompt of 20
+# times the length was predicted 7 times too slow; pairs, which matter in long ones, must be seen.
 STEP_DOUBTS = (1.0, 1.0, 10.0, 1.0, 1.0)
 
 

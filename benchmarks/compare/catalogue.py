@@ -11,5 +11,6 @@ COMPARISONS: dict[str, Callable[[Options], Report]] = {
     "overload": overload.run,
     "policies_real": policies_real.run,
     "policies_sim": policies_sim.run,
+    "sim_vs_paced": sim_vs_real.run_paced,
     "sim_vs_real": sim_vs_real.run,
 }

@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims.systems import Deployment
-from benchmarks.compare.calibration import NODE_ARGS, Calibration, calibrate
+from benchmarks.compare.calibration import (
+    KV_BYTES_PER_TOKEN,
+    NODE_ARGS,
+    Calibration,
+    calibrate,
+)
 from benchmarks.compare.real import NO_REJECTION, SLA_CLASS, capacity_per_s, mix, run_at
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, say
@@ -25,6 +30,10 @@ from simulator.performance.scenario import Scenario, parse_layout, simulate
 from simulator.performance.traces import Trace, TraceRequest
 
 FACTORS = (0.5, 0.85)
+# Real processes and pages, and a device that sleeps: two nodes, gateway and client on two cores
+# slow each other's steps down, which no simulator of one node's device can know.
+PACED_ARGS = ("--device", "fake", "--fake-costs", "0.004:0.0005:0:0.0005:0")
+PACED_BYTES_PER_TOKEN = 8  # of the fake device's pages
 RANKED = ("fifo", "static", "sjf", "sarathi")
 RANKING_FACTOR = 0.85
 CALIBRATION_SEED, CAPACITY_SEED = 7001, 7101
@@ -42,14 +51,27 @@ class Size:
 
 def run(options: Options) -> Report:
     """Calibrate, compare latencies at two loads, then the order of policies."""
+    return asyncio.run(_measure(options, _size(options), NODE_ARGS, KV_BYTES_PER_TOKEN))
+
+
+def run_paced(options: Options) -> Report:
+    """The same on nodes whose steps take what a cost model says, however busy the cores are."""
+    node_args = (*NODE_ARGS, *PACED_ARGS)
+    return asyncio.run(_measure(options, _size(options), node_args, PACED_BYTES_PER_TOKEN))
+
+
+def _size(options: Options) -> Size:
     policies = tuple(name for name in RANKED if name in BATCH_POLICIES)
-    size = Size(2.0, 2, policies[:2]) if options.quick else Size(10.0, 5, policies)
-    return asyncio.run(_measure(options, size))
+    return Size(2.0, 2, policies[:2]) if options.quick else Size(10.0, 5, policies)
 
 
-async def _measure(options: Options, size: Size) -> Report:
-    with Deployment(node_args=NODE_ARGS, coordinator_args=NO_REJECTION) as deployment:
-        calibration = await calibrate(deployment, options, CALIBRATION_SEED)
+async def _measure(
+    options: Options, size: Size, node_args: Sequence[str], kv_bytes_per_token: int
+) -> Report:
+    with Deployment(node_args=node_args, coordinator_args=NO_REJECTION) as deployment:
+        calibration = await calibrate(
+            deployment, options, CALIBRATION_SEED, kv_bytes_per_token=kv_bytes_per_token
+        )
         async with deployment.client() as client:
             count = 64 if options.quick else 256
             capacity = await capacity_per_s(client, mix(options, count, CAPACITY_SEED))
@@ -64,7 +86,7 @@ async def _measure(options: Options, size: Size) -> Report:
                     await asyncio.sleep(0.5)
                 loads.append(_compare(factor, runs, calibration.profile))
     ranking = [
-        await _of_policy(name, options, capacity, size, calibration.profile)
+        await _of_policy(name, options, capacity, size, calibration.profile, node_args)
         for name in size.policies
     ]
     return _report(calibration, capacity, loads, ranking, size)
@@ -92,10 +114,15 @@ def _compare(factor: float, runs: Sequence[OpenMeasurement], profile: Profile) -
 
 
 async def _of_policy(
-    policy: str, options: Options, capacity: float, size: Size, profile: Profile
+    policy: str,
+    options: Options,
+    capacity: float,
+    size: Size,
+    profile: Profile,
+    node_args: Sequence[str],
 ) -> dict[str, Any]:
     say(f"{policy}: starting")
-    flags = (*NODE_ARGS, "--batch-policy", policy)
+    flags = (*node_args, "--batch-policy", policy)
     with Deployment(node_args=flags, coordinator_args=NO_REJECTION) as deployment:
         async with deployment.client() as client:
             await client.wait_until_ready(30.0)
