@@ -1,9 +1,10 @@
 """Bulk threads give way: what handles control messages wakes up at once, while pages move.
 
-On two busy cores a thread that wakes waits until another is put off its core. With three steps of
+On two busy cores a thread that wakes waits until another is put off its core. With six steps of
 niceness for what moves pages, p99 of a control message fell from 12 to 7 ms beside encrypted pages
-over zmq, and pages were as fast as before (decision 0014). Linux has niceness per thread,
-inherited by the threads that a thread starts; elsewhere nothing happens.
+over zmq (with three it stayed at 10), and pages were as fast as before; more steps won little and
+leave a tenth of a busy core (decision 0014). Linux has niceness per thread, inherited by the
+threads that a thread starts; elsewhere nothing happens.
 """
 
 import os
@@ -12,7 +13,7 @@ import threading
 
 import zmq
 
-NICENESS = 3
+NICENESS = 6
 
 
 def give_way() -> None:

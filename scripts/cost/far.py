@@ -39,11 +39,12 @@ class Far:
                 case Ping(number=number):
                     self._server.send(peer, Pong(number=number))
                 case WriterHello():
-                    self._server.send(peer, self._side.exchange.answer(peer, message))
+                    welcome = self._side.exchange.answer(peer, message)
                     if self._side.exchange.is_admitted(peer) and self._writer is None:
                         self._writer = peer
                         for grant_id in range(1, NUM_OPEN + 1):
                             self._open(grant_id)
+                    self._server.send(peer, welcome)  # it writes to grants that are open by then
                 case Written(grant_id=grant_id, chunk=chunk):
                     pages, key = self._side.pages, key_of(grant_id)
                     self._side.exchange.submit(VerifyPages(key, grant_id, pages, (chunk,)))
