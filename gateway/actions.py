@@ -36,6 +36,7 @@ class NewRequest:
     delivered: TokenIds = field(default_factory=TokenIds)
     num_chars: int = 0
     prediction: LengthPrediction | None = None
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,7 @@ def admit(submit: Submit, ids: TokenIds, offer: Offer, origin: Origin) -> NewReq
         tenant_weight=origin.tenant_weight,
         delivered=resume.output_ids,
         num_chars=resume.num_chars,
+        choice=submit.choice,
     )
 
 

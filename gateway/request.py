@@ -176,7 +176,7 @@ class LiveRequest:
             output_ids=TokenIds(self.stream.ids),
             params=self.new.params,
             seed=self.new.seed,
-            choice=0,
+            choice=self.new.choice,
             tenant=self.new.tenant,
             priority=self.new.priority,
             targets=self.targets,

@@ -22,6 +22,7 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_TOP_LOGPROBS = 20
+MAX_SCHEMA_CHARS = 64 << 10
 MAX_SEED = 2**64 - 1
 
 NEUTRAL_TEMPERATURE = 1.0
@@ -61,6 +62,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         not drawn before. stop: strings at which the gateway cuts the text.
     logprobs: None is off, else the number of most likely alternatives listed with each token.
     seed: None draws one; the same seed, prompt and parameters give the same tokens.
+    json_schema: the output is JSON text that keeps this JSON schema; None is off.
     """
 
     max_tokens: Int64 | None = None
@@ -81,6 +83,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: Int64 = 0
     logprobs: Int64 | None = None
     seed: int | None = None
+    json_schema: Annotated[str, Meta(max_length=MAX_SCHEMA_CHARS)] | None = None
 
 
 def with_model_defaults(params: SamplingParams, defaults: GenerationDefaults) -> SamplingParams:

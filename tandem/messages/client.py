@@ -24,6 +24,7 @@ from tandem.messages.common import (
 from tandem.sampling import SamplingParams
 
 Label = Annotated[str, msgspec.Meta(max_length=128)]
+Choice = Annotated[int, msgspec.Meta(ge=0, le=127)]
 Priority = Annotated[int, msgspec.Meta(ge=-100, le=100)]
 
 
@@ -46,7 +47,8 @@ class Submit(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
     With `resume` (and the seed that the first gateway drew) the answer continues after what the
     client has. Sent again under its label it is answered again and runs once: an identity needs
-    another label for every request, until the end of the one before is confirmed.
+    another label for every request, until the end of the one before is confirmed. Of one prompt
+    and seed each `choice` is another answer.
     """
 
     label: Label
@@ -61,6 +63,7 @@ class Submit(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     priority: Priority = 0
     deadline_s: Duration | None = None
     resume: ResumePoint | None = None
+    choice: Choice = 0
 
 
 class Accepted(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

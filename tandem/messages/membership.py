@@ -82,7 +82,9 @@ class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a node has to do, as of its last step.
 
     `num_decode_tokens`: contexts of its decode rows together. Since its start: `num_preempted`
-    preemptions, `num_wasted_tokens` whose KV was dropped and computed again, `busy_s` in steps.
+    preemptions, `num_wasted_tokens` whose KV was dropped and computed again, `busy_s` in steps,
+    `num_transfers_done` and `_failed` hand-offs sent and the bytes of those. Residents hold
+    `num_held_pages` pages, in which they keep the KV of `num_held_tokens` tokens.
     """
 
     num_steps: Counter
@@ -102,6 +104,11 @@ class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_wasted_tokens: Counter = 0
     busy_s: Duration = 0.0
     costs: NodeCosts | None = None
+    num_held_tokens: Counter = 0
+    num_held_pages: Counter = 0
+    num_transfers_done: Counter = 0
+    num_transfers_failed: Counter = 0
+    transfer_bytes: Counter = 0
 
 
 class CacheDelta(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):

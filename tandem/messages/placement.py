@@ -20,6 +20,7 @@ from tandem.messages.common import (
     RequestId,
     ShortText,
     SlaTargets,
+    Timeline,
     Wire,
 )
 
@@ -139,7 +140,10 @@ class PlaceRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class RequestEnded(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """The terminal state of a request, for accounting; resent until acknowledged."""
+    """The terminal state of a request, for accounting; resent until acknowledged.
+
+    `max_itl_ms` is its longest wait between two deliveries of tokens.
+    """
 
     gateway_id: Name
     incarnation: Counter
@@ -153,6 +157,13 @@ class RequestEnded(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_output_tokens: Counter
     num_prompt_tokens: Counter = 0
     num_cached_tokens: Counter = 0
+    tenant: Name = "default"
+    priority: Int64 = 0
+    targets: SlaTargets | None = None
+    timeline: Timeline | None = None
+    max_itl_ms: Duration | None = None
+    code: ErrorCode | None = None
+    message: ShortText | None = None
 
 
 class RequestEndedAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

@@ -1,0 +1,1 @@
+"""OpenAI's API as values: requests to submits, the ledger's words to answers. No sockets."""
