@@ -11,6 +11,7 @@ COMPARISONS: dict[str, Callable[[Options], Report]] = {
     "overload": overload.run,
     "policies_real": policies_real.run,
     "policies_sim": policies_sim.run,
+    "sim_vs_heavy": sim_vs_real.run_heavy,
     "sim_vs_paced": sim_vs_real.run_paced,
     "sim_vs_real": sim_vs_real.run,
 }

@@ -21,6 +21,7 @@ from benchmarks.compare.calibration import (
 from benchmarks.compare.real import NO_REJECTION, SLA_CLASS, capacity_per_s, mix, run_at
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, say
+from loadgen.checkpoint import Shape
 from loadgen.open_loop import OpenMeasurement
 from scheduling.batch.catalogue import BATCH_POLICIES
 from simulator.performance.arrivals import Load
@@ -30,10 +31,32 @@ from simulator.performance.scenario import Scenario, parse_layout, simulate
 from simulator.performance.traces import Trace, TraceRequest
 
 FACTORS = (0.5, 0.85)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What really runs: flags of its nodes, and the shape of a model other than the demo's."""
+
+    node_args: tuple[str, ...] = NODE_ARGS
+    kv_bytes_per_token: int = KV_BYTES_PER_TOKEN
+    shape: Shape | None = None
+    seconds: float = 10.0
+
+
+DEMO = Compared()
 # Real processes and pages, and a device that sleeps: two nodes, gateway and client on two cores
 # slow each other's steps down, which no simulator of one node's device can know.
-PACED_ARGS = ("--device", "fake", "--fake-costs", "0.004:0.0005:0:0.0005:0")
-PACED_BYTES_PER_TOKEN = 8  # of the fake device's pages
+PACED = Compared((*NODE_ARGS, *("--device", "fake", "--fake-costs", "0.004:0.0005:0:0.0005:0")), 8)
+# Steps of some 20 ms instead of 1 ms: what the other processes take of the two cores is small
+# beside them, as it is beside a GPU's.
+HEAVY_SHAPE = Shape()
+HEAVY = Compared(
+    kv_bytes_per_token=HEAVY_SHAPE.num_layers
+    * (2 * HEAVY_SHAPE.num_kv_heads)
+    * (HEAVY_SHAPE.hidden_size // HEAVY_SHAPE.num_heads * 4),
+    shape=HEAVY_SHAPE,
+    seconds=20.0,
+)
 RANKED = ("fifo", "static", "sjf", "sarathi")
 RANKING_FACTOR = 0.85
 CALIBRATION_SEED, CAPACITY_SEED = 7001, 7101
@@ -51,26 +74,31 @@ class Size:
 
 def run(options: Options) -> Report:
     """Calibrate, compare latencies at two loads, then the order of policies."""
-    return asyncio.run(_measure(options, _size(options), NODE_ARGS, KV_BYTES_PER_TOKEN))
+    return asyncio.run(_measure(options, DEMO))
 
 
 def run_paced(options: Options) -> Report:
     """The same on nodes whose steps take what a cost model says, however busy the cores are."""
-    node_args = (*NODE_ARGS, *PACED_ARGS)
-    return asyncio.run(_measure(options, _size(options), node_args, PACED_BYTES_PER_TOKEN))
+    return asyncio.run(_measure(options, PACED))
 
 
-def _size(options: Options) -> Size:
+def run_heavy(options: Options) -> Report:
+    """The same with a model of random weights whose steps take long."""
+    return asyncio.run(_measure(options, HEAVY))
+
+
+def _size(options: Options, seconds: float) -> Size:
     policies = tuple(name for name in RANKED if name in BATCH_POLICIES)
-    return Size(2.0, 2, policies[:2]) if options.quick else Size(10.0, 5, policies)
+    return Size(2.0, 2, policies[:2]) if options.quick else Size(seconds, 5, policies)
 
 
-async def _measure(
-    options: Options, size: Size, node_args: Sequence[str], kv_bytes_per_token: int
-) -> Report:
-    with Deployment(node_args=node_args, coordinator_args=NO_REJECTION) as deployment:
+async def _measure(options: Options, compared: Compared) -> Report:
+    size = _size(options, compared.seconds)
+    with Deployment(
+        node_args=compared.node_args, coordinator_args=NO_REJECTION, shape=compared.shape
+    ) as deployment:
         calibration = await calibrate(
-            deployment, options, CALIBRATION_SEED, kv_bytes_per_token=kv_bytes_per_token
+            deployment, options, CALIBRATION_SEED, kv_bytes_per_token=compared.kv_bytes_per_token
         )
         async with deployment.client() as client:
             count = 64 if options.quick else 256
@@ -86,7 +114,7 @@ async def _measure(
                     await asyncio.sleep(0.5)
                 loads.append(_compare(factor, runs, calibration.profile))
     ranking = [
-        await _of_policy(name, options, capacity, size, calibration.profile, node_args)
+        await _of_policy(name, options, capacity, size, calibration.profile, compared)
         for name in size.policies
     ]
     return _report(calibration, capacity, loads, ranking, size)
@@ -119,11 +147,13 @@ async def _of_policy(
     capacity: float,
     size: Size,
     profile: Profile,
-    node_args: Sequence[str],
+    compared: Compared,
 ) -> dict[str, Any]:
     say(f"{policy}: starting")
-    flags = (*node_args, "--batch-policy", policy)
-    with Deployment(node_args=flags, coordinator_args=NO_REJECTION) as deployment:
+    flags = (*compared.node_args, "--batch-policy", policy)
+    with Deployment(
+        node_args=flags, coordinator_args=NO_REJECTION, shape=compared.shape
+    ) as deployment:
         async with deployment.client() as client:
             await client.wait_until_ready(30.0)
             rate = RANKING_FACTOR * capacity
