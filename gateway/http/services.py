@@ -50,6 +50,9 @@ class Text(Protocol):
     def token_text(self, token_id: int) -> str:
         """What one token stands for, as logprobs show it."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The same in bytes: of a part of a character, that part (gateway/token_pieces.py)."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationAsked:
