@@ -144,5 +144,5 @@ class LiveRequests:
         request.enter(END_STATES[end.reason])
         self.out.append(ToClient(request.new.client, wording.done(request, end, now)))
         identity = self.identity
-        report = wording.ended(request, end.reason, now, identity.gateway_id, identity.incarnation)
+        report = wording.ended(request, end, now, identity.gateway_id, identity.incarnation)
         self.demands.report_end(report, now)

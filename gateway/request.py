@@ -67,6 +67,7 @@ class LiveRequest:
     placed_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
+    max_gap_s: float | None = None  # between two deliveries
     num_cached_tokens: int | None = None
     chain: PrefixChain | None = None
 
@@ -200,6 +201,8 @@ class LiveRequest:
         """Tokens were delivered just now."""
         if self.first_token_at is None:
             self.first_token_at = now
+        if self.last_token_at is not None:
+            self.max_gap_s = max(self.max_gap_s or 0.0, now - self.last_token_at)
         self.last_token_at = now
 
     @property

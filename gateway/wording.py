@@ -10,7 +10,7 @@ from gateway.attempt import Failure
 from gateway.request import End, LiveRequest
 from gateway.token_stream import Token
 from tandem.messages.client import Accepted, Done, Output
-from tandem.messages.common import FinishReason, NodeRef
+from tandem.messages.common import NodeRef
 from tandem.messages.placement import PlaceRefused, RequestEnded
 
 MAX_OUTPUT_TOKENS = 64  # with 20 log-probabilities each about 20 KiB of the 64 that are allowed
@@ -86,21 +86,30 @@ def done(request: LiveRequest, end: End, now: float) -> Done:
 
 
 def ended(
-    request: LiveRequest, reason: FinishReason, now: float, gateway_id: str, incarnation: int
+    request: LiveRequest, end: End, now: float, gateway_id: str, incarnation: int
 ) -> RequestEnded:
     """The coordinator's record of the end."""
-    ttft_s, tpot_s = request.ttft_s, request.tpot_s
+    ttft_s, tpot_s, max_gap_s = request.ttft_s, request.tpot_s, request.max_gap_s
     return RequestEnded(
         gateway_id=gateway_id,
         incarnation=incarnation,
         request_id=request.request_id,
         attempt=max(1, request.attempt_number),  # a resumed stream may have been complete
-        reason=reason,
+        reason=end.reason,
         sla_class=_sla_class(request),
-        sla_attained=reason != "failed" and request.has_attained(now),
+        sla_attained=end.reason != "failed" and request.has_attained(now),
         ttft_ms=None if ttft_s is None else ttft_s * 1e3,
         tpot_ms=None if tpot_s is None else tpot_s * 1e3,
         num_output_tokens=request.num_new_tokens,
+        num_prompt_tokens=len(request.new.prompt_ids),
+        num_cached_tokens=request.num_cached_tokens or 0,
+        tenant=request.new.tenant,
+        priority=request.new.priority,
+        targets=request.targets,
+        timeline=request.timeline(now),
+        max_itl_ms=None if max_gap_s is None else max_gap_s * 1e3,
+        code=end.code,
+        message=None if end.message is None else end.message[:2000],
     )
 
 
