@@ -335,6 +335,11 @@ def _require_mode(path: Path, advice: str) -> None:
         raise ValueError(f"{path} belongs to another user: copy it as the user that runs Tandem")
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file that only its owner may read."""
+    _write(path, content, 0o600)
+
+
 def _write(path: Path, content: bytes, mode: int) -> None:
     """Replace a file as a whole: readers see the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

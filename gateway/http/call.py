@@ -1,0 +1,56 @@
+"""What the door knows of one HTTP call, for its handler."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request
+from starlette.types import Receive
+
+SCOPE_KEY = "tandem.call"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """What one call may cost. `silence_s`: how long a stream may be silent before a comment."""
+
+    max_body_bytes: int = 16 << 20
+    body_grace_s: float = 10.0
+    min_body_bytes_per_s: float = 16384.0
+    silence_s: float = 10.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """`key` is `client/NAME`, None without keys. `request_id` is for logs and the caller's own
+    records: it names nothing here. `traceparent` is well formed."""
+
+    request_id: str
+    limits: CallLimits
+    key: str | None = None
+    traceparent: str | None = None
+    is_gone: bool = False
+    _watch: asyncio.Task[None] | None = None
+
+    def watch(self, receive: Receive) -> None:
+        """From now on the running task is cancelled when the caller hangs up."""
+        task = asyncio.current_task()
+        assert task is not None, "calls are served by tasks"
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._until_gone(receive, task))
+
+    async def _until_gone(self, receive: Receive, task: asyncio.Task[object]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.is_gone = True
+        task.cancel()
+
+    def end(self) -> None:
+        """The call is served."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+
+def call_of(request: Request) -> Call:
+    """The call that a handler serves."""
+    return cast(Call, request.scope[SCOPE_KEY])
