@@ -98,7 +98,10 @@ class NodeCosts(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ModelIdentity(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What two processes must share before tokens or pages pass between them."""
+    """What two processes must share before tokens or pages pass between them.
+
+    `num_labels` of its classification head; 0: it has none, and generates.
+    """
 
     served_name: Name
     weights_fingerprint: Name
@@ -106,6 +109,7 @@ class ModelIdentity(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True)
     dtype: Name
     max_model_len: Counter
     vocab_size: Counter
+    num_labels: Counter = 0
 
 
 class NodeRef(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):

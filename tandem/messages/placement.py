@@ -83,7 +83,8 @@ class Place(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     nodes that failed earlier attempts, `num_deaths` how many of those their nodes' deaths ended
     (two make a suspect, which runs alone). `move_from` is a draining node that holds the request's
     KV: it prefills from its cache, another one decodes. `waited_s`: since the gateway received the
-    request, which counts towards its TTFT.
+    request, which counts towards its TTFT. `is_evaluation`: work of prefill alone; the node that
+    does it is the answer's `decode`, and nothing of a decode pool is counted.
     """
 
     gateway_id: Name
@@ -105,6 +106,7 @@ class Place(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     move_from: Name | None = None
     prediction: LengthPrediction | None = None
     waited_s: Duration = 0.0
+    is_evaluation: bool = False
 
 
 class Placed(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -142,7 +144,8 @@ class PlaceRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class RequestEnded(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The terminal state of a request, for accounting; resent until acknowledged.
 
-    `max_itl_ms` is its longest wait between two deliveries of tokens.
+    `max_itl_ms` is its longest wait between two deliveries of tokens. The TTFT of an evaluation is
+    the time to its answer.
     """
 
     gateway_id: Name
@@ -164,6 +167,7 @@ class RequestEnded(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_itl_ms: Duration | None = None
     code: ErrorCode | None = None
     message: ShortText | None = None
+    is_evaluation: bool = False
 
 
 class RequestEndedAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

@@ -24,6 +24,7 @@ from tandem.messages.common import (
     TokenLogprobs,
     Wire,
 )
+from tandem.messages.evaluation import EvaluationAnswer, EvaluationCommand
 from tandem.sampling import SamplingParams
 
 CommandKind = Literal["prefill", "decode", "cancel"]
@@ -193,5 +194,9 @@ class PeerBeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, t
     incarnation: Counter
 
 
-FromGatewayToNode = Prefill | Decode | Cancel | EmissionAck | AskAttempt | Adopted | PeerBeat
-FromNodeToGateway = CommandAck | CommandRefused | Emission | AttemptStatus | Adopt | MoveWanted
+FromGatewayToNode = (
+    Prefill | Decode | Cancel | EmissionAck | AskAttempt | Adopted | PeerBeat | EvaluationCommand
+)
+FromNodeToGateway = (
+    CommandAck | CommandRefused | Emission | AttemptStatus | Adopt | MoveWanted | EvaluationAnswer
+)
