@@ -20,6 +20,7 @@ from tandem.messages.membership import Decision, RoleWeights
 from tandem.messages.placement import Place, Placed, RequestEnded
 
 Mode = Literal["off", "observe", "on"]
+KINDS = ("roles", "observed", "kept", "infeasible", "move")
 PERIOD_S = 1.0
 WARM_S = 5.0  # after its start a node, and the coordinator, have seen too little
 MAX_DECISIONS = 64
@@ -51,6 +52,7 @@ class Balancing:
         self._seen: dict[str, _Seen] = {}
         self._home: dict[str, tuple[int, RoleWeights]] = {}  # by the node's incarnation
         self._decisions: deque[tuple[float, str, str]] = deque(maxlen=MAX_DECISIONS)
+        self.num_by_kind = dict.fromkeys(KINDS, 0)  # since the start
         self._next_at = now + WARM_S
         self._was_whole = False
 
@@ -99,6 +101,7 @@ class Balancing:
             if is_state and known == kind and now - at < REPORT_AGAIN_S:
                 return None
         self._decisions.append((now, kind, text[:MAX_TEXT]))
+        self.num_by_kind[kind] = self.num_by_kind.get(kind, 0) + 1
         return f"{kind}: {text}"
 
     def decisions(self, now: float, most: int) -> tuple[Decision, ...]:
@@ -108,6 +111,10 @@ class Balancing:
             Decision(age_s=max(0.0, now - at), kind=kind, message=text)
             for at, kind, text in reversed(latest)
         )
+
+    def cooldown_s(self, now: float) -> float | None:
+        """How long roles stay as they are unless there is a hurry; None: they always do."""
+        return self._balancer.cooldown_s(now) if self._mode == "on" else None
 
     # --- deciding ---------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from tandem.messages.membership import (
 from tandem.messages.placement import GatewayHello, NodeDown
 
 MAX_MEMBERS = 4096
+SAID_GOODBYE = "said goodbye"
 PAGE_STATES = PageCounts.__struct_fields__
 MAX_RECENT_DOWNS = 32
 RECENT_DOWN_S = 60.0
@@ -157,6 +158,7 @@ class Members:
         # Members obey the highest incarnation. After a clock was set back ours must overtake too.
         self.incarnation = first_epoch
         self.num_bad_loads = 0
+        self.num_lost = 0  # nodes that went without a goodbye
 
     @property
     def deployment(self) -> Deployment | None:
@@ -242,6 +244,7 @@ class Members:
         record = self.nodes.pop(node_id)
         down = NodeDown(node_id=node_id, epoch=record.ref.epoch, reason=reason)
         self._downs.append((now, down))
+        self.num_lost += reason != SAID_GOODBYE
         return down
 
     def is_lost(self, ref: NodeRef) -> bool:

@@ -28,6 +28,21 @@ class PoolView:
         """The nodes' context; None before the first node."""
         return None if self._last is None else self._last.max_model_len
 
+    @property
+    def page_size(self) -> int | None:
+        """Tokens in a KV page; None before the first node."""
+        return None if self._last is None else self._last.page_size
+
+    @property
+    def num_pages(self) -> int:
+        """KV pages of all nodes."""
+        return 0 if self._last is None else self._last.num_pages
+
+    @property
+    def kv_used_share(self) -> float | None:
+        """Share of those that holds live requests; None before the first node."""
+        return None if self._last is None else self._last.kv_used_share
+
     def is_ready(self, now: float) -> bool:
         """Whether both pools have nodes, as far as is known lately."""
         if self._last is None or self._heard_at is None or now - self._heard_at > STALE_S:
