@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.traces import SOURCES, Lengths, load_lengths
+from loadgen.traces import Trace, TraceRequest, read_trace
 from simulator.performance.arrivals import Load
 from simulator.performance.profiles import load_profile
 from simulator.performance.requests import SimRequest
 from simulator.performance.results import Result, interval
 from simulator.performance.scenario import Scenario, parse_layout, simulate
-from simulator.performance.traces import Trace, TraceRequest, read_trace
 
 PROFILE = "a100-llama3-8b"
 UNLIMITED = 10**9

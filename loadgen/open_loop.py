@@ -4,16 +4,16 @@ What is refused, fails or is not done at the end is counted with its reason and 
 retry would turn the open loop into a closed one.
 """
 
-import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from loadgen.measure import RequestSample, measure_request
+from loadgen.drive import UNFINISHED, drive
+from loadgen.measure import RequestSample
+from loadgen.target import Prompted, ZmqTarget
+from loadgen.traffic import Due
 from tandem.async_client import AsyncClient, RequestOptions
-from tandem.errors import TandemError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,6 @@ class OpenMeasurement:
         return tuple(o for o in self.outcomes if o.error_code not in (None, UNFINISHED))
 
 
-UNFINISHED = "unfinished"
-
-
 async def run_open_loop(
     client: AsyncClient,
     requests: Sequence[DueRequest],
@@ -92,48 +89,25 @@ async def run_open_loop(
     """
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(3, vocab_size, each.prompt_len).tolist() for each in requests]
-    start = time.perf_counter()
-    tasks = [
-        asyncio.create_task(_send(client, request, prompt, start, sla_class))
-        for request, prompt in zip(requests, prompts, strict=True)
+    options: RequestOptions = {} if sla_class is None else {"sla_class": sla_class}
+    traffic = [
+        Due(each.at_s, _prompted(each, prompt, has_class=sla_class is not None))
+        for each, prompt in zip(requests, prompts, strict=True)
     ]
-    ends_at = start + requests[-1].at_s + drain_s
-    _, late = await asyncio.wait(tasks, timeout=max(0.0, ends_at - time.perf_counter()))
-    for task in late:
-        task.cancel()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    outcomes = []
-    for request, result in zip(requests, results, strict=True):
-        if isinstance(result, asyncio.CancelledError):
-            result = Outcome(request, 0.0, error_code=UNFINISHED)
-        if isinstance(result, BaseException):
-            raise result
-        outcomes.append(result)
-    return OpenMeasurement(tuple(outcomes), requests[-1].at_s)
-
-
-async def _send(
-    client: AsyncClient,
-    request: DueRequest,
-    prompt_ids: list[int],
-    start: float,
-    sla_class: str | None,
-) -> Outcome:
-    due = start + request.at_s
-    await asyncio.sleep(max(0.0, due - time.perf_counter()))
-    late_s = time.perf_counter() - due
-    options: RequestOptions = {"ttft_ms": request.ttft_s * 1e3, "tpot_ms": request.tpot_s * 1e3}
-    if sla_class is not None:
-        options = {"sla_class": sla_class}
-    try:
-        sample = await measure_request(client, prompt_ids, request.num_tokens, since=due, **options)
-    except TandemError as error:
-        after_s = time.perf_counter() - due
-        return Outcome(
-            request,
-            late_s,
-            error_code=error.code,
-            error_after_s=after_s,
-            retry_after_s=error.retry_after_s,
+    target = ZmqTarget(client, options)
+    driven = await drive(target, traffic, max_in_flight=None, drain_s=drain_s)
+    outcomes = tuple(
+        Outcome(
+            request, fate.late_s, fate.sample, fate.error_code, fate.error_after_s,
+            fate.retry_after_s,
         )
-    return Outcome(request, late_s, sample)
+        for request, fate in zip(requests, driven.fates, strict=True)
+    )  # fmt: skip
+    return OpenMeasurement(outcomes, requests[-1].at_s)
+
+
+def _prompted(request: DueRequest, prompt_ids: list[int], *, has_class: bool) -> Prompted:
+    if has_class:
+        return Prompted(prompt_ids, request.num_tokens)
+    ttft_ms, tpot_ms = request.ttft_s * 1e3, request.tpot_s * 1e3
+    return Prompted(prompt_ids, request.num_tokens, ttft_ms, tpot_ms)

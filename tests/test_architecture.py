@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "decode_node": {"kv_transfer", "node", "scheduling", "tandem"},
     "coordinator": {"scheduling", "tandem"},
     "gateway": {"scheduling", "tandem"},
-    "simulator": _ALL_BUT_DEVICE,
+    "simulator": {*_ALL_BUT_DEVICE, "loadgen"},  # its traces
     "loadgen": {"tandem"},
 }
 PACKAGES = sorted(name for name in ALLOWED if (ROOT / name / "__init__.py").exists())
@@ -151,9 +151,13 @@ def test_init_files_are_docstrings(package: str) -> None:
         assert body, f"{path} needs a docstring that says what the folder is for"
         assert isinstance(body[0], ast.Expr), f"{path} must start with a docstring"
         for statement in body[1:]:
+            # Its names are imported when they are used: the command line needs few of them.
             assert name == "tandem", f"{path}:{statement.lineno}: nothing but a docstring"
-            is_all = ast.unparse(statement).startswith("__all__")
-            assert is_all or isinstance(statement, ast.ImportFrom), f"{path}:{statement.lineno}"
+            if isinstance(statement, ast.FunctionDef):
+                assert statement.name == "__getattr__", f"{path}:{statement.lineno}"
+                continue
+            allowed = ast.Import | ast.ImportFrom | ast.If | ast.Assign
+            assert isinstance(statement, allowed), f"{path}:{statement.lineno}"
 
 
 def test_pyproject_lists_exactly_the_package_folders() -> None:

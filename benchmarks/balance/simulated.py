@@ -12,12 +12,12 @@ from typing import Any
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, say
 from loadgen.arrivals import poisson_arrivals
+from loadgen.traces import Trace, TraceRequest
 from simulator.performance.arrivals import Load
 from simulator.performance.profiles import load_profile
 from simulator.performance.requests import SimRequest
 from simulator.performance.results import Result
 from simulator.performance.scenario import Layout, Scenario, simulate
-from simulator.performance.traces import Trace, TraceRequest
 
 PROFILE = "a100-opt13b"
 SLA = "standard:2000:60:0.9"

@@ -22,8 +22,8 @@ from benchmarks.simulated import (
     ttfts,
 )
 from benchmarks.traces import Lengths, describe_source
+from loadgen.traces import Trace
 from simulator.performance.results import Result
-from simulator.performance.traces import Trace
 
 SMALL_BATCH, LARGE_BATCH = 8, 36
 # Token reads that a batch may waste; 50,000 makes batches of a few requests

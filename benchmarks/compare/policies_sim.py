@@ -26,11 +26,11 @@ from benchmarks.simulated import (
     ttfts,
 )
 from benchmarks.traces import describe_source
+from loadgen.traces import Trace
 from scheduling.batch.catalogue import BATCH_POLICIES
 from scheduling.prefill.catalogue import PREFILL_POLICIES
 from simulator.performance.results import Result
 from simulator.performance.scenario import Scenario
-from simulator.performance.traces import Trace
 
 FACTORS = (0.7, 0.9, 1.1, 1.6)
 TRACES = ("sharegpt", "azure-code", "mooncake")

@@ -23,12 +23,12 @@ from benchmarks.options import Options
 from benchmarks.report import Report, Table, say
 from loadgen.checkpoint import Shape
 from loadgen.open_loop import OpenMeasurement
+from loadgen.traces import Trace, TraceRequest
 from scheduling.batch.catalogue import BATCH_POLICIES
 from simulator.performance.arrivals import Load
 from simulator.performance.profiles import Profile
 from simulator.performance.results import Result
 from simulator.performance.scenario import Scenario, parse_layout, simulate
-from simulator.performance.traces import Trace, TraceRequest
 
 FACTORS = (0.5, 0.85)
 

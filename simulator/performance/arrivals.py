@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simulator.performance.traces import Trace, overlaid, sampled
+from loadgen.traces import Trace, overlaid, sampled
 
 Process = Literal["trace", "poisson", "gamma", "mmpp"]
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from loadgen.traces import Trace, constant_trace, read_trace
 from scheduling.batch.catalogue import BATCH_POLICIES
 from scheduling.batch.options import split_options
 from scheduling.prefill.catalogue import PREFILL_POLICIES
@@ -10,7 +11,6 @@ from scheduling.routing.catalogue import DEFAULT_POLICY, PLACEMENT_POLICIES
 from simulator.performance.arrivals import Load, Process
 from simulator.performance.profiles import load_profile, profile_names
 from simulator.performance.scenario import Layout, Scenario
-from simulator.performance.traces import Trace, constant_trace, read_trace
 
 DEFAULT_SLA = "2000:100:0.9"
 SLA_NAME = "target"

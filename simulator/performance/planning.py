@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from loadgen.traces import Trace
 from scheduling.costs import StepShape, num_pairs
 from simulator.performance.break_even import BreakEven, break_even
 from simulator.performance.plan import Plan, Setup, Sizing
 from simulator.performance.results import Result, interval
 from simulator.performance.scenario import Layout, Scenario, simulate
-from simulator.performance.traces import Trace
 
 RATE_STEPS = 6  # halvings of a bracket of a factor 2: a capacity is known to within 2 %
 MAX_DOUBLINGS = 5

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from loadgen.traces import Trace
 from node.growth import Overcommit, ReserveMode
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.prefill.catalogue import make_prefill_policy
@@ -38,7 +39,6 @@ from simulator.performance.requests import SimRequest
 from simulator.performance.residency import Residency
 from simulator.performance.results import Result
 from simulator.performance.steps import Noise
-from simulator.performance.traces import Trace
 from simulator.performance.waiting_room import WaitingRoom
 from tandem.messages.common import LengthPrediction
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from loadgen import open_loop
+from loadgen import target
 from loadgen.arrivals import gamma_arrivals, poisson_arrivals, scaled_arrivals
+from loadgen.drive import UNFINISHED
 from loadgen.measure import RequestSample
-from loadgen.open_loop import UNFINISHED, DueRequest, OpenMeasurement, Outcome, run_open_loop
+from loadgen.open_loop import DueRequest, OpenMeasurement, Outcome, run_open_loop
 from tandem.errors import OverloadedError
 from tandem.messages.common import Timeline
 
@@ -72,7 +73,7 @@ def test_times_count_from_when_a_request_was_due(monkeypatch: pytest.MonkeyPatch
             await asyncio.sleep(30)
         return SAMPLE
 
-    monkeypatch.setattr(open_loop, "measure_request", fake)
+    monkeypatch.setattr(target, "measure_request", fake)
     requests = [replace(REQUEST, at_s=0.01 * n, num_tokens=n) for n in (1, 2, 3, 4)]
     measured = asyncio.run(run_open_loop(None, requests, vocab_size=9, drain_s=0.05))
     first = sinces[1]

@@ -2,10 +2,10 @@
 
 import pytest
 
+from loadgen.traces import Trace, TraceRequest, constant_trace
 from simulator.performance.arrivals import Load, Process
 from simulator.performance.profiles import Profile, Regime
 from simulator.performance.scenario import Scenario, parse_layout
-from simulator.performance.traces import Trace, TraceRequest, constant_trace
 
 BLOCK_TOKENS = 64
 

@@ -5,12 +5,12 @@ import random
 
 import pytest
 
+from loadgen.traces import Trace, TraceRequest
 from scheduling.balance import num_at_once
 from simulator.performance.arrivals import Load
 from simulator.performance.profiles import Regime
 from simulator.performance.results import Result
 from simulator.performance.scenario import Scenario, parse_layout, simulate
-from simulator.performance.traces import Trace, TraceRequest
 from tests.performance.conftest import make_profile, make_scenario
 
 # 1,000 prompt tokens/s; 16 rows in 36 ms: few requests keep twenty nodes busy.

@@ -2,9 +2,9 @@
 
 import pytest
 
+from loadgen.traces import Trace, TraceRequest, constant_trace
 from scheduling.costs import StepShape, num_pairs
 from simulator.performance.scenario import simulate
-from simulator.performance.traces import Trace, TraceRequest, constant_trace
 from tests.performance.conftest import make_profile, make_scenario
 
 CONTROL_S = 3 * 0.0005  # to the coordinator, back, to the node

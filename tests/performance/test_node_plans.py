@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from loadgen.traces import Trace, TraceRequest
 from node.core import FromPeer
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.views import BatchPolicy, NodeView, SequenceView, Services, StepPlan
 from simulator.performance import scenario as scenarios
 from simulator.performance.profiles import Regime
-from simulator.performance.traces import Trace, TraceRequest
 from tandem.frames import TokenIds
 from tandem.messages.common import SlaTargets
 from tandem.messages.serving import Decode, RequestSpec

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from loadgen.traces import constant_trace
 from node.growth import Grower, Overcommit
 from simulator.performance.break_even import break_even
 from simulator.performance.candidates import BlockHolders
@@ -14,7 +15,6 @@ from simulator.performance.pages import BlockPages
 from simulator.performance.plots import explain_missing_plots
 from simulator.performance.results import interval
 from simulator.performance.scenario import Layout, parse_layout, simulate
-from simulator.performance.traces import constant_trace
 from tests.performance.conftest import make_profile, make_scenario
 
 

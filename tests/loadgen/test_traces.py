@@ -6,8 +6,8 @@ import statistics
 
 import pytest
 
+from loadgen.traces import constant_trace, overlaid, read_trace, sampled
 from simulator.performance.arrivals import Load
-from simulator.performance.traces import constant_trace, overlaid, read_trace, sampled
 
 
 def write_mooncake(path, num_requests=10):
