@@ -53,7 +53,7 @@ class GatewayWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=T
     `max_model_len`, `page_size` and `kv_dtype` are the nodes' (None before the first node).
     `recent_downs` repeats what a lost `NodeDown` said. From `draining_nodes`, and from
     `closed_decodes`, which take no new sequences, requests may move away. `drain`: an operator
-    wants this gateway to leave.
+    wants this gateway to leave. Of the nodes' `num_pages` KV pages `kv_used_share` are in use.
     """
 
     coordinator_incarnation: Counter
@@ -68,6 +68,8 @@ class GatewayWelcome(Message, frozen=True, kw_only=True, forbid_unknown_fields=T
     closed_decodes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=256)] = ()
     drain: bool = False
     recent_downs: Annotated[tuple[NodeDown, ...], msgspec.Meta(max_length=256)] = ()
+    num_pages: Counter = 0
+    kv_used_share: Duration | None = None
 
 
 class GatewayRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
