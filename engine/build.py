@@ -11,6 +11,7 @@ import torch
 
 from engine.bundles import Numerics, select_ops
 from engine.decoder import Decoder, kv_layout
+from engine.grammar import Grammars
 from engine.kv_pool import TORCH_DTYPES, AllocateBuffer, make_kv_pool
 from engine.memory import MemoryBudget, available_bytes, plan_memory
 from engine.runner import TorchRunner
@@ -64,10 +65,12 @@ def build_runner(
     allocate: AllocateBuffer | None = None,
     on_phase: OnPhase,
     progress: Progress,
+    grammars: Grammars | None = None,
 ) -> BuiltRunner:
     """Load and prepare everything; `on_phase(name, seconds)` is called after each phase.
 
-    `allocate(num_bytes)` provides the memory of the KV pool, on that device. ValueError with
+    `allocate(num_bytes)` provides the memory of the KV pool, on that device. Without `grammars`
+    requests with a JSON schema fail. ValueError with
     advice: bad weights, a context longer than the model's, or too little memory.
     """
     device = torch.device(options.device)
@@ -91,7 +94,7 @@ def build_runner(
             max_model_len,
         )
         pool = make_kv_pool(layout, budget.num_pages, device, allocate)
-    runner = TorchRunner(decoder, pool, Sampler().sample, device)
+    runner = TorchRunner(decoder, pool, Sampler(grammars).sample, device)
     with _phase(on_phase, "warm up"):
         samples = warm_up(
             runner, options.max_num_seqs, options.max_num_batched_tokens, max_model_len

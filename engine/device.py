@@ -7,6 +7,7 @@ import time
 import torch
 
 from engine.build import BuiltRunner, EngineOptions, build_runner
+from engine.grammar import Grammars
 from engine.kv_pool import AllocateBuffer
 from node.config import NodeConfig
 from node.device import Device
@@ -55,6 +56,8 @@ def build_device(
     started = time.perf_counter()
     fingerprints = weights_fingerprint(folder), tokenizer_fingerprint(folder)
     report_phase("fingerprints", time.perf_counter() - started)
+    eos_token_ids = load_generation_defaults(folder).eos_token_ids
+    grammars = Grammars(folder, model_config.vocab_size, eos_token_ids)
     built = build_runner(
         folder,
         model_config,
@@ -72,6 +75,7 @@ def build_device(
         allocate=allocate,
         on_phase=report_phase,
         progress=LoadProgress(),
+        grammars=grammars,
     )
     model = ModelIdentity(
         served_name=config.served_model_name or folder.resolve().name,
@@ -86,10 +90,10 @@ def build_device(
         incarnation=incarnation,
         model=model,
         layout=built.runner.layout,
-        eos_token_ids=load_generation_defaults(folder).eos_token_ids,
+        eos_token_ids=eos_token_ids,
         prefix_key=read_prefix_key(config.keys),
     )
-    return Device(built.runner, identity, allocate is not None, _describe(built))
+    return Device(built.runner, identity, allocate is not None, _describe(built), grammars)
 
 
 def _describe(built: BuiltRunner) -> str:

@@ -4,7 +4,8 @@ Order of operations, per row and in float64 (the order of vLLM, with min-p last 
 transformers):
 
 1. logit bias is added; 2. end-of-text and stop ids are banned until `min_tokens` exist;
-3. repetition penalty over prompt and output, frequency and presence penalty over the output;
+3. repetition penalty over prompt and output, frequency and presence penalty over the output; then
+   what would break the request's JSON schema is banned (`engine/grammar.py`);
 4. temperature (0: the largest score wins, the lowest id among equals, and nothing below applies);
 5. top-k (ties with its last token stay), top-p over what top-k left, min-p;
 6. Gumbel noise of (seed, choice, output index, token id) is added and the largest sum wins.
@@ -14,6 +15,7 @@ on its logits and its request alone, bit for bit: sums are of integers, everythi
 elementwise arithmetic or comparison (`engine/noise.py`).
 """
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.grammar import BoolArray, Grammars
 from engine.noise import WEIGHT_BITS, Float64Array, boltzmann_weights
 from engine.sampler_cpu import adjust, draw, top_tokens
 from engine.sampler_reference import Draws, adjust_reference, draw_reference
@@ -34,15 +37,26 @@ from tandem.sampling import (
     is_greedy,
 )
 
+log = logging.getLogger("tandem.node")
 NOT_NUMBERS = (
     "the model gave logits that are not numbers (NaN or infinite): check the weights, or use a "
     "wider dtype (--dtype float32)"
 )
-ALL_BANNED = "logit_bias and min_tokens ban every token of the vocabulary: relax them"
+ALL_BANNED = (
+    "logit_bias, min_tokens or the JSON schema ban every token of the vocabulary: relax them"
+)
+NO_GRAMMARS = "this runner was built without grammars, so it cannot keep a JSON schema"
+Masks = Sequence[BoolArray | None]  # of a row: which tokens its schema allows; None: it has none
 
 
 class Sampler:
-    """Stateless; `sample` may be called from several threads."""
+    """Stateless but for `grammars`, which are a cache: what is drawn does not depend on it.
+
+    `sample` is for one thread where requests have schemas, else for any.
+    """
+
+    def __init__(self, grammars: Grammars | None = None) -> None:
+        self._grammars = grammars
 
     def sample(self, logits: torch.Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
         """One token per row of logits [R, V] (any float dtype) for R requests, in order.
@@ -53,18 +67,47 @@ class Sampler:
         assert len(requests) == logits.shape[0]
         largest_ids, finite = _largest(logits)
         results = [Sampled(token_id=token_id) for token_id in largest_ids]
-        rest: list[int] = []
+        masks: dict[int, BoolArray | None] = {}  # of the rows that are no argmax
         for row, request in enumerate(requests):
             if not finite[row]:
                 results[row] = Sampled(token_id=0, error=NOT_NUMBERS)
+            elif request.params.json_schema is not None:
+                mask = self._allowed(request, logits.shape[1])
+                if isinstance(mask, str):
+                    results[row] = Sampled(token_id=0, error=mask)
+                else:
+                    masks[row] = mask
             elif not _is_argmax(request):
-                rest.append(row)
-        if rest:
+                masks[row] = None
+        if masks:
+            rest = list(masks)
             chosen = [requests[row] for row in rest]
             sample_rows = sample_on_cpu if logits.device.type == "cpu" else sample_on_device
-            for row, sampled in zip(rest, sample_rows(logits[rest].double(), chosen), strict=True):
+            drawn = sample_rows(logits[rest].double(), chosen, list(masks.values()))
+            for row, sampled in zip(rest, drawn, strict=True):
                 results[row] = sampled
+                self._note_end(requests[row], sampled)
         return results
+
+    def _allowed(self, request: SampleRequest, vocab_size: int) -> BoolArray | str:
+        """What the request's schema allows next, or why that cannot be said: its own failure."""
+        if self._grammars is None:
+            return NO_GRAMMARS
+        try:
+            return self._grammars.allowed(request)[:vocab_size]
+        except ValueError as error:
+            return str(error)
+        except Exception as error:
+            log.exception("no mask for a JSON schema")
+            return f"the JSON schema's mask failed: {error}"
+
+    def _note_end(self, request: SampleRequest, sampled: Sampled) -> None:
+        """With its last token a request needs its matcher no more; others are forgotten in time."""
+        if self._grammars is None or request.params.json_schema is None or request.key is None:
+            return
+        is_last = request.output_index + 1 == request.params.max_tokens
+        if is_last or sampled.error is not None or sampled.token_id in request.eos_token_ids:
+            self._grammars.forget(request.key)
 
 
 def _largest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
@@ -100,12 +143,15 @@ def _is_adjusted(request: SampleRequest) -> bool:
     )
 
 
-def sample_on_cpu(rows: torch.Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
+def sample_on_cpu(
+    rows: torch.Tensor, requests: Sequence[SampleRequest], masks: Masks | None = None
+) -> list[Sampled]:
     """Rows [R, V] float64 with finite largest logits, one after the other."""
-    return [_sample_row(row, request) for row, request in zip(rows.numpy(), requests, strict=True)]
+    masks = masks or [None] * len(requests)
+    return [_sample_row(*each) for each in zip(rows.numpy(), requests, masks, strict=True)]
 
 
-def _sample_row(logits: Float64Array, request: SampleRequest) -> Sampled:
+def _sample_row(logits: Float64Array, request: SampleRequest, allowed: BoolArray | None) -> Sampled:
     params = request.params
     scores = logits
     if _is_adjusted(request):
@@ -118,8 +164,10 @@ def _sample_row(logits: Float64Array, request: SampleRequest) -> Sampled:
             _known(request.output_ids, vocab_size),
             *_penalties(params),
         )
-        if scores.max() == -np.inf:
-            return Sampled(token_id=0, error=ALL_BANNED)
+    if allowed is not None:
+        scores = np.where(allowed, scores, -np.inf)
+    if scores is not logits and scores.max() == -np.inf:
+        return Sampled(token_id=0, error=ALL_BANNED)
     if is_greedy(params):
         token_id = int(scores.argmax())
     else:
@@ -128,14 +176,14 @@ def _sample_row(logits: Float64Array, request: SampleRequest) -> Sampled:
     return _with_logprobs(token_id, logits, params.logprobs)
 
 
-def sample_on_device(rows: torch.Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
+def sample_on_device(
+    rows: torch.Tensor, requests: Sequence[SampleRequest], masks: Masks | None = None
+) -> list[Sampled]:
     """The same tokens, all rows in one go where they are; log-probabilities on the host."""
     device = rows.device
+    masks = masks or [None] * len(requests)
     scores = torch.stack(
-        [
-            _adjusted_on_device(row, request) if _is_adjusted(request) else row
-            for row, request in zip(rows, requests, strict=True)
-        ]
+        [_scores_on_device(*each) for each in zip(rows, requests, masks, strict=True)]
     )
     greedy = torch.tensor([is_greedy(r.params) for r in requests], device=device)
     drawn = draw_reference(scores, _draws(requests, rows.shape[-1], device))
@@ -151,6 +199,15 @@ def sample_on_device(rows: torch.Tensor, requests: Sequence[SampleRequest]) -> l
             token_ids, banned, rows, requests, strict=True
         )
     ]
+
+
+def _scores_on_device(
+    row: torch.Tensor, request: SampleRequest, allowed: BoolArray | None
+) -> torch.Tensor:
+    scores = _adjusted_on_device(row, request) if _is_adjusted(request) else row
+    if allowed is None:
+        return scores
+    return torch.where(torch.from_numpy(allowed).to(row.device), scores, -torch.inf)
 
 
 def _adjusted_on_device(row: torch.Tensor, request: SampleRequest) -> torch.Tensor:

@@ -2,18 +2,27 @@
 
 The tokenizer is transformers' AutoTokenizer, loaded by the composition root and described here by
 what is used of it. Its encoding releases the interpreter lock; decoding a token takes microseconds.
+
+What callers write is text: the names of special tokens in it are encoded like any other word. Only
+the chat template of the checkpoint writes special tokens (gateway/special_names.py).
 """
 
 import asyncio
+import copy
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from gateway.admission import Rejected
+from gateway.special_names import SpecialNames
 from tandem.frames import TokenIds
 from tandem.messages.client import Submit
 
+T = TypeVar("T")
+NONCE_DIGITS = 30
 logger = logging.getLogger(__name__)
 
 
@@ -21,6 +30,11 @@ class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
     chat_template: Any
+    split_special_tokens: bool  # names of special tokens are plain text
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Tokens beside the vocabulary, by id; each has `content` and `special`."""
 
     def __call__(
         self, text: str, *, add_special_tokens: bool, return_attention_mask: bool, verbose: bool
@@ -36,75 +50,152 @@ class Tokenizer(Protocol):
     ) -> str:
         """Text of token ids."""
 
+    def convert_ids_to_tokens(self, ids: int) -> str | None:
+        """The vocabulary's entry of an id."""
+
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        tokenize: bool,
+        **template_kwargs: str | float | bool,
     ) -> Any:  # noqa: ANN401  text, as `tokenize` is false
         """The prompt of a conversation."""
 
 
 class Tokenization:
-    """See the module. Threads share the tokenizer, which is not changed after the first call."""
+    """See the module. Threads share the tokenizers, which are not changed after the first call."""
 
     def __init__(self, tokenizer: Tokenizer, *, num_threads: int) -> None:
         self._tokenizer = tokenizer
+        # A switch of the tokenizer itself, so there are two: threads must not turn it under others.
+        self._plain = copy.deepcopy(tokenizer)
+        self._plain.split_special_tokens = True
+        added = tokenizer.added_tokens_decoder.values()
+        self._names = SpecialNames(token.content for token in added if token.special)
+        self._own_arguments = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
-        self._encode("a", is_template=False)  # resets truncation once, which is no thread's to do
+        for each in (self._tokenizer, self._plain):  # truncation is reset once: no thread's to do
+            _encode(each, "a", add_special_tokens=True)
 
     async def prompt_ids(self, submit: Submit) -> TokenIds:
         """Token ids of the prompt in whatever form it was given. Raises Rejected."""
         if submit.prompt_ids is not None:
             return submit.prompt_ids
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._encode_submit, submit)
+        return await self._in_thread(lambda: self._encode_submit(submit))
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> TokenIds:
+        """Token ids of a text."""
+        return await self._in_thread(
+            lambda: TokenIds(_encode(self._plain, text, add_special_tokens=add_special_tokens))
+        )
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, str | float | bool] | None = None,
+    ) -> TokenIds:
+        """Token ids of a conversation by the model's chat template. Raises Rejected.
+
+        `template_kwargs` are the template's own variables.
+        """
+        settings = {
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            **self._checked(template_kwargs or {}),
+        }
+        return await self._in_thread(lambda: self._render(list(messages), settings))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def _encode_submit(self, submit: Submit) -> TokenIds:
+        if submit.chat:
+            turns = [{"role": turn.role, "content": turn.content} for turn in submit.chat]
+            return self._render(turns, {"add_generation_prompt": True})
+        assert submit.prompt is not None, "admission checked that a prompt is given"
         try:
-            if submit.chat:
-                return self._encode(self._render(submit), is_template=True)
-            assert submit.prompt is not None, "admission checked that a prompt is given"
-            return self._encode(submit.prompt.data.decode(), is_template=False)
+            text = submit.prompt.data.decode()
         except UnicodeDecodeError as error:
             raise Rejected(
                 "invalid_request",
                 f"the prompt is not UTF-8 at byte {error.start}: encode it, or send prompt_ids",
             ) from None
+        return TokenIds(_encode(self._plain, text, add_special_tokens=True))
 
-    def _encode(self, text: str, *, is_template: bool) -> TokenIds:
-        # A chat template writes its special tokens itself.
-        encoded = self._tokenizer(
-            text,
-            add_special_tokens=not is_template,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return TokenIds(encoded["input_ids"])
+    def _checked(
+        self, template_kwargs: Mapping[str, str | float | bool]
+    ) -> Mapping[str, str | float | bool]:
+        for name in template_kwargs:
+            if name in self._own_arguments or not name.isidentifier():
+                raise Rejected(
+                    "invalid_request",
+                    f"{name[:100]!r} is no variable that a request may set for the chat template",
+                )
+        return template_kwargs
 
-    def _render(self, submit: Submit) -> str:
+    def _render(self, messages: list[Mapping[str, object]], settings: Mapping[str, Any]) -> TokenIds:
         if not self._tokenizer.chat_template:
             raise Rejected(
                 "invalid_request",
                 "the model has no chat template: send a prompt instead of chat, or add "
                 "chat_template.jinja to the model folder",
             )
-        turns = [{"role": turn.role, "content": turn.content} for turn in submit.chat]
+        nonce = str(secrets.randbelow(9 * 10 ** (NONCE_DIGITS - 1)) + 10 ** (NONCE_DIGITS - 1))
+        hidden = {name: self._names.hide(value, nonce) for name, value in settings.items()}
         try:
-            return str(
+            text = str(
                 self._tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True
+                    self._names.hide(messages, nonce), tokenize=False, **hidden
                 )
             )
         except Exception as error:  # a template's own errors, by its author's rules
             logger.info("chat template refused a conversation: %s", error)
             raise Rejected(
-                "invalid_request", f"the model's chat template refuses the conversation: {error}"
+                "invalid_request",
+                f"the model's chat template refuses the conversation: {str(error)[:500]}",
             ) from error
+        ids: list[int] = []
+        for piece, is_plain in self._names.pieces(text, nonce):
+            # A chat template writes its special tokens itself.
+            tokenizer = self._plain if is_plain else self._tokenizer
+            ids += _encode(tokenizer, piece, add_special_tokens=False)
+        return TokenIds(ids)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids, without special tokens unless asked for."""
         return self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(token_ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
         )
+
+    def spelling(self, token_id: int) -> str | None:
+        """The vocabulary's entry of an id."""
+        return self._tokenizer.convert_ids_to_tokens(token_id)
+
+    def plain_token(self) -> int:
+        """Some token of plain text."""
+        return _encode(self._plain, "a", add_special_tokens=False)[-1]
 
     def close(self) -> None:
         """End the threads; prompts that wait are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    ids: list[int] = tokenizer(
+        text,
+        add_special_tokens=add_special_tokens,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+    return ids

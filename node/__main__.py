@@ -232,6 +232,7 @@ async def serve(
         owners=owners,
         exchange=exchange,
         drain_s=config.drain_s,
+        schemas=device.schemas,
     )
     swap = open_swap(config, device, pool)
     event_log = open_event_log(config, device, swap)

@@ -129,6 +129,7 @@ class Resident:
             prompt_ids=self._ids[: self.num_prompt_tokens],
             output_ids=self._ids[self.num_prompt_tokens : self.num_tokens],
             eos_token_ids=eos_token_ids,
+            key=self.key,
         )
 
     def view(self, *, num_set_aside: int = 0) -> SequenceView:

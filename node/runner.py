@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduling.views import RequestKey
 from tandem.layout import KVLayout
 from tandem.messages.common import TokenLogprobs
 from tandem.sampling import SamplingParams
@@ -23,7 +24,8 @@ class SampleRequest:
     `prompt_ids` and `output_ids` are the original split (penalties see it so even after a
     fail-over). `output_index` is the absolute index of the token to draw, counted from the first
     output token of the first attempt. `eos_token_ids` end the sequence unless `ignore_eos`;
-    the sampler bans them, and the stop ids, until `min_tokens` tokens exist.
+    the sampler bans them, and the stop ids, until `min_tokens` tokens exist. `key` names the
+    attempt, whose ids only grow; None: nothing is remembered of it between two tokens.
     """
 
     params: SamplingParams
@@ -33,6 +35,7 @@ class SampleRequest:
     prompt_ids: Int32Array
     output_ids: Int32Array
     eos_token_ids: tuple[int, ...]
+    key: RequestKey | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from node.core import (
     NodeLost,
     RolesChanged,
 )
+from node.device import Schemas
 from node.drain import Drain
 from node.loop import StepLoop
 from node.membership import (
@@ -32,6 +33,7 @@ from node.membership import (
     TurnedAway,
 )
 from node.peers import Owners, PageExchange
+from node.schema_desk import SchemaDesk
 from tandem.codec import ProtocolError
 from tandem.messages.handoff import FromWriter, Reserve, WriterHello
 from tandem.messages.membership import NodeLoad, ToNode
@@ -61,6 +63,7 @@ class NodeShell:
         owners: Owners,
         exchange: PageExchange,
         drain_s: float,
+        schemas: Schemas | None = None,
     ) -> None:
         self._server = server
         self._coordinator = coordinator
@@ -70,6 +73,11 @@ class NodeShell:
         self._stopped = asyncio.Event()
         self._event_loop = asyncio.get_running_loop()
         self._steps: StepLoop | None = None
+        self._schemas = SchemaDesk(
+            schemas,
+            take=lambda peer, command: self._offer(FromPeer(peer, command)),
+            answer=server.send,
+        )
         self._drain_s = drain_s
         self._drain: asyncio.Task[None] | None = None
         self._is_lapsed = False
@@ -141,6 +149,7 @@ class NodeShell:
                 self._keep_membership(),
             )
         finally:
+            await self._schemas.close()
             self._owners.close_all()
 
     def start_drain(self, reason: str) -> bool:
@@ -188,7 +197,9 @@ class NodeShell:
                 self._offer(FromPeer(peer, message))
             else:
                 self._gateways_heard_at[peer] = time.monotonic()
-                if not isinstance(message, PeerBeat):
+                if self._schemas.is_for(message):
+                    self._schemas.handle(peer, message)
+                elif not isinstance(message, PeerBeat):
                     self._offer(FromPeer(peer, message))
 
     async def _serve_coordinator(self, joined: asyncio.Event) -> None:

@@ -22,7 +22,7 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_TOP_LOGPROBS = 20
-MAX_SCHEMA_CHARS = 64 << 10
+MAX_SCHEMA_BYTES = 32 << 10  # a message has 64 KiB, and logit_bias and stop strings take up to 20
 MAX_SEED = 2**64 - 1
 
 NEUTRAL_TEMPERATURE = 1.0
@@ -62,7 +62,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         not drawn before. stop: strings at which the gateway cuts the text.
     logprobs: None is off, else the number of most likely alternatives listed with each token.
     seed: None draws one; the same seed, prompt and parameters give the same tokens.
-    json_schema: the output is JSON text that keeps this JSON schema; None is off.
+    json_schema: the output is JSON text that keeps this JSON schema; None is off. It ends where
+        the JSON does: not with ignore_eos or min_tokens. max_tokens and stop may cut it.
     """
 
     max_tokens: Int64 | None = None
@@ -83,7 +84,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: Int64 = 0
     logprobs: Int64 | None = None
     seed: int | None = None
-    json_schema: Annotated[str, Meta(max_length=MAX_SCHEMA_CHARS)] | None = None
+    json_schema: Annotated[str, Meta(max_length=MAX_SCHEMA_BYTES)] | None = None
 
 
 def with_model_defaults(params: SamplingParams, defaults: GenerationDefaults) -> SamplingParams:
@@ -127,6 +128,25 @@ def validate(params: SamplingParams, vocab_size: int, max_model_len: int) -> Non
     for token_id in params.stop_token_ids:
         _check_token_id("stop_token_ids", token_id, vocab_size)
     _check_stop_strings(params.stop)
+    _check_schema(params)
+
+
+def _check_schema(params: SamplingParams) -> None:
+    """What needs no compiler: `tandem.json_schema` reads the schema itself."""
+    if params.json_schema is None:
+        return
+    num_bytes = len(params.json_schema.encode(errors="surrogatepass"))
+    if num_bytes > MAX_SCHEMA_BYTES:
+        raise ValueError(
+            f"json_schema has {num_bytes} bytes, but may have {MAX_SCHEMA_BYTES}: leave out "
+            "descriptions, or name repeated parts once under $defs"
+        )
+    if params.ignore_eos or params.min_tokens:
+        field = "ignore_eos" if params.ignore_eos else "min_tokens"
+        raise ValueError(
+            f"{field} is given with json_schema, and the answer ends where its JSON does: leave "
+            f"{field} out, or ask for more by minItems or minLength in the schema"
+        )
 
 
 def _check_numbers(params: SamplingParams, max_model_len: int) -> None:
