@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from gateway.admission import Rejected
+from gateway.grammar_check import GrammarCheck
 from gateway.special_names import SpecialNames
 from tandem.frames import TokenIds
 from tandem.messages.client import Submit
@@ -78,11 +79,14 @@ class Tokenization:
         self._names = SpecialNames(token.content for token in added if token.special)
         self._own_arguments = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
+        self._grammars = GrammarCheck(self._pool)
         for each in (self._tokenizer, self._plain):  # truncation is reset once: no thread's to do
             _encode(each, "a", add_special_tokens=True)
 
     async def prompt_ids(self, submit: Submit) -> TokenIds:
         """Token ids of the prompt in whatever form it was given. Raises Rejected."""
+        if submit.params.json_schema is not None:
+            await self._grammars.check(submit.params.json_schema)
         if submit.prompt_ids is not None:
             return submit.prompt_ids
         return await self._in_thread(lambda: self._encode_submit(submit))
