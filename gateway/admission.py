@@ -31,13 +31,17 @@ class Rejected(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What this gateway serves now. `sla_classes` is empty before the first welcome."""
+    """What this gateway serves now. `sla_classes` is empty before the first welcome.
+
+    `num_labels` of the model's classification head; 0: it has none, and generates.
+    """
 
     model: str
     vocab_size: int
     max_model_len: int
     defaults: GenerationDefaults
     sla_classes: tuple[str, ...] = ()
+    num_labels: int = 0
 
 
 def check_submit(submit: Submit, offer: Offer) -> None:
@@ -46,6 +50,12 @@ def check_submit(submit: Submit, offer: Offer) -> None:
         raise Rejected(
             "unknown_model",
             f"this deployment serves {offer.model}, not {submit.model}: name it, or no model",
+        )
+    if offer.num_labels:
+        raise Rejected(
+            "invalid_request",
+            f"{offer.model} has a classification head and generates no text: ask for scores, "
+            "a ranking or embeddings, or serve a checkpoint that generates",
         )
     num_prompts = sum([submit.prompt is not None, submit.prompt_ids is not None, bool(submit.chat)])
     if num_prompts != 1:

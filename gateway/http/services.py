@@ -56,13 +56,19 @@ class Text(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationAsked:
-    """Work of prefill alone. `num_top` alternatives are listed with each scored token."""
+    """Work of prefill alone. `num_top` alternatives are listed with each scored token.
+
+    Without a class it is the tenant's default, without a deadline it waits for as long as it takes.
+    """
 
     task: Task
     prompt_ids: TokenIds
     pooling: Literal["last", "mean"] = "last"
     num_top: int = 0
     first_scored: int = 1  # index of the first prompt token whose logprob is wanted
+    sla_class: str | None = None
+    priority: int = 0
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
