@@ -108,9 +108,13 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """For the prefill guest: the owner verified everything; the request lives there now."""
+    """For the prefill guest: the owner verified everything; the request lives there now.
+
+    `num_pages` were sent.
+    """
 
     key: TransferKey
+    num_pages: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,7 +282,7 @@ class OutgoingTransfers:
                 transfer.wants_drained = False
                 self._fail(transfer, message.code, message.message, now)
             case CommitAck() if phase is OutgoingPhase.COMMITTING and message.error is None:
-                self._actions.append(Committed(transfer.key))
+                self._actions.append(Committed(transfer.key, len(transfer.target_pages)))
                 self._outbox.acknowledge(transfer.key)
                 del self._live[transfer.key]
                 self._remember_ended(transfer.key)

@@ -331,19 +331,19 @@ class NodeCore:
 
     def load(self, step_age_s: float) -> NodeLoad:
         """What heartbeats carry."""
-        num_prompts, num_tokens = self._prefill.num_waiting()
-        rows = self._decode.running()
+        work = self._prefill.work()
+        rows, arrived = self._decode.running(), self._decode.waiting()
         running = len(rows)
-        waiting = len(self._decode.waiting()) + len(self._decode.swapped())
+        waiting = len(arrived) + len(self._decode.swapped())
         num_requests = self._prefill.num_requests + self._decode.num_requests
         return NodeLoad(
             num_steps=self.num_steps,
             step_age_s=step_age_s,
-            num_prefill_waiting=num_prompts,
-            num_prefill_tokens_waiting=num_tokens,
+            num_prefill_waiting=work.num_prompts,
+            num_prefill_tokens_waiting=work.num_tokens,
             num_decode_running=running,
             num_decode_waiting=waiting,
-            num_transfers=max(0, num_requests - num_prompts - running - waiting),
+            num_transfers=max(0, num_requests - work.num_prompts - running - waiting),
             num_requests=num_requests + self._state.emitter.num_unacknowledged,
             num_tokens_out=self._state.emitter.num_tokens,
             pages=self._state.ledger.counts(),
@@ -352,6 +352,11 @@ class NodeCore:
             num_decode_tokens=sum(row.num_tokens for row in rows),
             busy_s=self._state.costs.busy_s,
             costs=self._state.costs.learned,
+            num_held_tokens=work.num_held_tokens + sum(r.num_computed for r in (*rows, *arrived)),
+            num_held_pages=work.num_held_pages + sum(r.num_pages for r in (*rows, *arrived)),
+            num_transfers_done=self._state.num_handoffs,
+            num_transfers_failed=self._state.num_handoffs_failed,
+            transfer_bytes=self._state.num_handoff_pages * self._state.identity.layout.page_bytes,
         )
 
     @property

@@ -4,6 +4,7 @@ A guest owns its queue, its hand-offs and what becomes of results; the node owns
 device and the pages.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -55,6 +56,16 @@ class Guest(Protocol):
         """Requests, hand-offs and leftovers that this guest still minds."""
 
 
+@dataclass(frozen=True, slots=True)
+class PrefillWork:
+    """Prompts not yet computed, and their tokens without KV; what all prompts hold of the pool."""
+
+    num_prompts: int
+    num_tokens: int
+    num_held_tokens: int
+    num_held_pages: int
+
+
 class PrefillRole(Guest, Protocol):
     """The prefill guest as the node and the decode guest see it."""
 
@@ -70,8 +81,8 @@ class PrefillRole(Guest, Protocol):
     def start_local(self, resident: Resident, now: float) -> None:
         """Compute a prompt for the decode guest of this node, without a transfer."""
 
-    def num_waiting(self) -> tuple[int, int]:
-        """Prompts not yet finished, and their tokens not yet computed."""
+    def work(self) -> PrefillWork:
+        """What it has to do, and holds."""
 
     @property
     def num_sending(self) -> int:

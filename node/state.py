@@ -39,7 +39,8 @@ class NodeIdentity:
 class NodeState:
     """Pages and streams of a node. `epoch` is zero until the coordinator has admitted it.
 
-    num_wasted_tokens: tokens whose KV was dropped by a preemption and computed again.
+    num_wasted_tokens: tokens whose KV was dropped by a preemption and computed again. Hand-offs
+    that this node sent: `num_handoffs` with `num_handoff_pages` are there and verified.
     """
 
     identity: NodeIdentity
@@ -48,6 +49,9 @@ class NodeState:
     overcommit: Overcommit = field(default_factory=Overcommit)
     epoch: int = 0
     num_wasted_tokens: int = 0
+    num_handoffs_failed: int = 0
+    num_handoffs: int = 0
+    num_handoff_pages: int = 0
     pool: PagePool = field(init=False)
     index: PrefixIndex = field(init=False)
     costs: LiveCosts = field(default_factory=LiveCosts)
@@ -56,6 +60,11 @@ class NodeState:
     def __post_init__(self) -> None:
         self.pool = PagePool(self.ledger, self.overcommit)
         self.index = self.pool.index
+
+    def handed_over(self, num_pages: int) -> None:
+        """Another node has a prompt's KV, so many pages of which were sent to it."""
+        self.num_handoffs += 1
+        self.num_handoff_pages += num_pages
 
     def hashes(self, resident: Resident, num_tokens: int) -> list[bytes]:
         """Hashes of the full pages within the first `num_tokens` tokens."""

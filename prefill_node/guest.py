@@ -14,10 +14,11 @@ from kv_transfer import actions as kv
 from kv_transfer.departures import OutgoingPhase
 from kv_transfer.outgoing import OutgoingTransfers
 from node.actions import NodeAction, Reply, SendToNode
+from node.guest import PrefillWork
 from node.resident import PREFIX_PAGES, Attempts, Resident, finish_reason
 from node.runner import Sampled, SequenceStep
 from node.state import NodeState
-from prefill_node.job import Job, Phase
+from prefill_node.job import Job, Phase, work_of
 from prefill_node.order import PromptOrder, num_tokens_with_pages, to_bring_back
 from prefill_node.reading import ReadCosts
 from scheduling.views import PrefillPolicy, RequestKey, SequenceView, Services
@@ -142,9 +143,11 @@ class PrefillGuest:
                     self._on_parked(key)
                 case kv.SourceReleased(key):
                     self._on_released(key)
-                case kv.Committed(key):
+                case kv.Committed(key, num_pages):
+                    self._state.handed_over(num_pages)
                     self._settle(key, now, is_proven=True)
                 case kv.TransferFailed(key, code, message):
+                    self._state.num_handoffs_failed += 1
                     self._settle(key, now, is_proven=False)
                     self._on_failed(key, code, message, now)
                 case _:
@@ -390,7 +393,6 @@ class PrefillGuest:
         """Computed prompts whose pages are not all at the decode node yet."""
         return sum(job.phase is Phase.SENDING for job in self._jobs.values())
 
-    def num_waiting(self) -> tuple[int, int]:
-        """Prompts not yet computed, and their tokens to compute."""
-        todo = [job.num_left for job in self._jobs.values() if job.is_uncomputed]
-        return len(todo), sum(todo)
+    def work(self) -> PrefillWork:
+        """Prompts not yet computed, and what all of them hold."""
+        return work_of(self._jobs.values())

@@ -1,9 +1,11 @@
 """One prompt on its way through the prefill guest, and what it tells its gateway."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from kv_transfer.actions import FirstToken
+from node.guest import PrefillWork
 from node.resident import Resident
 from node.runner import Sampled
 from scheduling.views import SequenceView
@@ -98,3 +100,16 @@ class Job:
             code=code,
             message=message,
         )
+
+
+def work_of(jobs: Iterable[Job]) -> PrefillWork:
+    """What is left to compute, and the pages that it is computed in, or sent from."""
+    todo: list[int] = []
+    num_held_tokens = num_held_pages = 0
+    for job in jobs:
+        if job.is_uncomputed:
+            todo.append(job.num_left)
+        if job.resident.num_pages:
+            num_held_tokens += job.resident.num_computed
+            num_held_pages += job.resident.num_pages
+    return PrefillWork(len(todo), sum(todo), num_held_tokens, num_held_pages)

@@ -131,7 +131,7 @@ def test_the_happy_path_overlaps_writing_with_computing(transfers: OutgoingTrans
     assert isinstance(commit.message, Commit)
     assert [chunk.first for chunk in commit.message.chunks] == [0, 1]
     assert (commit.message.first_token_id, commit.message.num_tokens) == (42, 10)
-    assert transfers.handle("d0", CommitAck(**IDS, grant_id=9), 0.7) == [Committed(KEY)]
+    assert transfers.handle("d0", CommitAck(**IDS, grant_id=9), 0.7) == [Committed(KEY, 3)]
     assert transfers.live() == {}
     assert transfers.num_unacknowledged == 0
     assert transfers.num_ignored == 0
