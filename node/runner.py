@@ -3,8 +3,8 @@
 The real runner lives in `engine/`; fault tests and the simulator inject a fake one.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,18 +39,49 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkQuestion:
+    """What an evaluation wants to know of a chunk, beside its KV.
+
+    last: the final hidden state of its last token. classes: what the classification head gives for
+    it. sum: the final hidden states of all its tokens. logprobs: of `next_ids`, which follow the
+    chunk's tokens from its row `first_row` on, and `num_top` alternatives to each.
+    """
+
+    kind: Literal["last", "classes", "sum", "logprobs"]
+    first_row: int = 0
+    next_ids: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
+    num_top: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkValues:
+    """The answer to a `ChunkQuestion`; arrays are flat.
+
+    vector: float32; of a sum int64, in units of 2**-`SUM_BITS`, so that sums of chunks are exact in
+    whatever parts they were computed. top_ids, top_logprobs: `num_top` for each logprob, best
+    first.
+    """
+
+    vector: NDArray[np.float32] | NDArray[np.int64] | None = None
+    logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    top_ids: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
+    top_logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceStep:
     """One sequence's part of a step: its next tokens.
 
     Computes `token_ids` at absolute positions `start, start + 1, ...`; the KV of positions below
     `start` is already in the pages of `block_table`, which covers `start + len(token_ids)` tokens.
-    `sample` asks for the token that follows the last one.
+    `sample` asks for the token that follows the last one, `question` for numbers instead.
     """
 
     token_ids: Int32Array
     start: int
     block_table: Int32Array
     sample: SampleRequest | None
+    question: ChunkQuestion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +102,24 @@ class StepBatch:
 
 
 LOWEST_LOGPROB = -1e9
+# Hidden states below 2**18 sum up exactly over 2**21 tokens; a step of 2**-24 is below the float32
+# precision of numbers around 1.
+SUM_BITS = 24
+MAX_SUMMED = 2.0**18
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A drawn token; `error` names why none could be drawn (then `token_id` is meaningless)."""
+    """A drawn token; `error` names why none could be drawn (then `token_id` is meaningless).
+
+    Where a question was asked, `values` answer it and no token is drawn.
+    """
 
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     error: str | None = None
+    values: ChunkValues | None = None
 
     @property
     def wire_logprobs(self) -> TokenLogprobs | None:
@@ -96,7 +135,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`sampled[i]` belongs to `batch.sequences[i]`; None where no sample was asked for."""
+    """`sampled[i]` belongs to `batch.sequences[i]`; None where nothing was asked for."""
 
     sampled: tuple[Sampled | None, ...]
 
