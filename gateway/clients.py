@@ -79,6 +79,8 @@ class Sessions:
         self._finished: dict[bytes, None] = {}  # in the order of their ends
         self._ticked_at: float | None = None
         self.num_dropped = 0
+        self.num_resends = 0  # of streams from some token on, and of ends
+        self.num_cuts = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -122,6 +124,7 @@ class Sessions:
             return
         if not session.is_attached and session.backlog.rewind(message.next_index):
             self._attach(session, client)
+            self.num_resends += 1
         yield from self._flush(session, now)
 
     def resume(self, client: bytes, message: Resume, now: float) -> Iterator[ToClient]:
@@ -146,6 +149,7 @@ class Sessions:
             yield ToClient(client, ResumeRefused(request_id=message.request_id, message=text))
             return
         self._attach(session, client)
+        self.num_resends += 1
         session.resumed_at, session.stuck_since = now, None
         yield ToClient(client, session.accepted)
         yield from self._flush(session, now)
@@ -163,6 +167,7 @@ class Sessions:
         yield ToClient(client, session.accepted)
         if not session.is_attached and session.backlog.rewind(0):
             self._attach(session, client)
+            self.num_resends += 1
             yield from self._flush(session, now)
 
     def unreachable(self, client: bytes) -> None:
@@ -263,6 +268,7 @@ class Sessions:
         if session.done is None or not session.is_attached or not backlog.is_all_sent:
             return
         if session.done_sent_at is None or now >= session.done_sent_at + DONE_EVERY_S:
+            self.num_resends += session.done_sent_at is not None
             session.done_sent_at = now
             yield ToClient(session.client, session.done)
 
@@ -286,6 +292,7 @@ class Sessions:
     def _cut(self, session: Session, reason: str) -> Iterator[Cut]:
         if session.cut is None:
             session.cut = reason
+            self.num_cuts += 1
             yield Cut(session.owner, session.accepted.request_id, reason)
 
     def _make_room(self) -> Iterator[Cut]:

@@ -54,6 +54,16 @@ class Ledger:
         return self._live.num_prompt_tokens
 
     @property
+    def num_waiting(self) -> int:
+        """Live requests without a token."""
+        return sum(each.first_token_at is None for each in self._live.by_id.values())
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens delivered since the start."""
+        return self._live.num_output_tokens
+
+    @property
     def num_dropped(self) -> int:
         """Messages and parts of them that were late, unknown or nobody's."""
         return self._live.num_dropped

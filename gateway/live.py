@@ -53,6 +53,7 @@ class LiveRequests:
         self.leaving: frozenset[str] = frozenset()
         self.out: list[Action] = []
         self.num_prompt_tokens = 0
+        self.num_output_tokens = 0  # delivered since the start
         self.num_dropped = 0
         self._decode = decode
 
@@ -105,6 +106,7 @@ class LiveRequests:
 
     def say(self, request: LiveRequest, first: int, tokens: Sequence[Token], text: str) -> None:
         """Send tokens from index `first` on, and text, to the client."""
+        self.num_output_tokens += len(tokens)
         for output in wording.outputs(request.request_id, first, tokens, text):
             self.out.append(ToClient(request.new.client, output))
 
