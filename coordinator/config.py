@@ -56,6 +56,9 @@ class CoordinatorConfig:
         tuple[str, ...], Help("SLA classes, each as name:ttft_ms:tpot_ms:attainment")
     ] = DEFAULT_CLASSES
     default_class: Annotated[str, Help("SLA class of requests that name none")] = "standard"
+    vllm_metrics: Annotated[
+        bool, Help("GET /metrics also under vLLM's names, for tools that know those")
+    ] = False
     event_log: Annotated[
         str | None, Help("file or folder to record every event and decision in, for scripts/replay")
     ] = None

@@ -56,6 +56,13 @@ class GatewayConfig:
     record_dir: Annotated[
         str | None, Help("folder to record lengths in, for `tandem train-predictor`; no text")
     ] = None
+    vllm_metrics: Annotated[
+        bool, Help("GET /metrics also under vLLM's names, for tools that know those")
+    ] = False
+    otlp_endpoint: Annotated[
+        str | None,
+        Help("OpenTelemetry collector for a trace per request, as http://HOST:4318/v1/traces"),
+    ] = None
     event_log: Annotated[
         str | None, Help("file or folder to record every event and decision in, for scripts/replay")
     ] = None
