@@ -1,8 +1,11 @@
 """What the coordinator's core asks of its shell."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
+
+EventKind = Literal["decision", "member", "order", "request", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +18,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Tell the operator: one line per change of membership."""
+    """Tell the operator: one line per change of membership, decision or order."""
 
     text: str
+    kind: EventKind = "member"
 
 
 Action = Send | Note

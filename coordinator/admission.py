@@ -34,6 +34,15 @@ class Admission:
         """Questions that wait."""
         return len(self._held)
 
+    def is_held(self, request: Place) -> bool:
+        """Whether it waits."""
+        return self._held.get(key_of(request)) is not None
+
+    @property
+    def full(self) -> str:
+        """Why the first in turn waits, or did last."""
+        return "" if self._full is None else self._full.message
+
     def ask(self, request: Place, now: float) -> list[Answer]:
         """The answer, unless it waits or a later attempt has silenced it; and those of others."""
         key = key_of(request)

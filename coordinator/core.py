@@ -12,7 +12,7 @@ from coordinator.cache_index import CacheIndex
 from coordinator.config import CoordinatorConfig
 from coordinator.draining import order_drain
 from coordinator.health import explain_wedge, find_outliers
-from coordinator.members import GatewayRecord, Members, NodeRecord, Refused
+from coordinator.members import Members, NodeRecord, Refused
 from coordinator.migrating import Migrating
 from coordinator.placements import Placements
 from coordinator.reports import (
@@ -24,7 +24,8 @@ from coordinator.reports import (
     gateway_status,
     node_status,
 )
-from coordinator.roles import order_weights, takes_no_sequences, tell_node
+from coordinator.roles import order_weights, tell_node
+from coordinator.welcoming import gateway_welcome
 from scheduling.batch.options import split_options
 from scheduling.routing.catalogue import ROLE, make_policy
 from scheduling.routing.early_rejection import EarlyRejection
@@ -51,7 +52,6 @@ from tandem.messages.placement import (
     FromGateway,
     GatewayHello,
     GatewayRefused,
-    GatewayWelcome,
     MoveRequest,
     NodeDown,
     Place,
@@ -64,7 +64,6 @@ from tandem.messages.placement import (
 GRACE_S = 2.0
 # Ticks come every 0.2 s; a longer gap means that this process stood still, not its members.
 LONGEST_TICK_S = 1.0
-MAX_DRAINING = 256  # as many as a welcome may name
 # A request's age must grow over restarts, also after more than one placement per millisecond.
 SEQUENCES_PER_MS = 1000
 FOR_LACK_OF_NODES = ("no_prefill_node", "no_decode_node", "too_few_pages", "overloaded")
@@ -76,32 +75,32 @@ class Coordinator:
 
     def __init__(self, config: CoordinatorConfig, *, incarnation: int, now: float) -> None:
         self._config = config
-        self._started = now
+        self.started = now
         self._last_tick = now
-        self._sla = parse_sla_table(config.sla_classes, config.default_class)
-        self._members = Members(
+        self.sla = parse_sla_table(config.sla_classes, config.default_class)
+        self.members = Members(
             first_epoch=incarnation, lease_s=config.lease_s, heartbeat_s=config.heartbeat_s
         )
         self._caches = CacheIndex()
         limits = QueueLimits(config.max_queued_tokens_per_node, config.max_queued_requests_per_node)
-        self._placements = Placements(
-            self._members,
+        self.placements = Placements(
+            self.members,
             self._caches,
             make_policy(
                 config.placement_policy, limits, split_options(config.placement_option, ROLE)
             ),
-            self._sla,
+            self.sla,
             first_sequence=incarnation * SEQUENCES_PER_MS,
             early_rejection=EarlyRejection(config.early_rejection_tolerance)
             if config.early_rejection == "on"
             else None,
         )
-        self._admission = Admission(self._placements, max_held=config.max_held_requests)
-        self._balancing = Balancing(
-            self._members, mode=config.balance, dwell_s=config.balance_dwell_s, now=now
+        self.admission = Admission(self.placements, max_held=config.max_held_requests)
+        self.balancing = Balancing(
+            self.members, mode=config.balance, dwell_s=config.balance_dwell_s, now=now
         )
-        self._migrating = Migrating(self._members, self._placements, is_on=config.migrate == "on")
-        self._accounts = ClassAccounts(self._sla)
+        self._migrating = Migrating(self.members, self.placements, is_on=config.migrate == "on")
+        self.accounts = ClassAccounts(self.sla)
         self.num_dropped = 0
 
     def handle(self, peer: bytes, message: FromPeer, now: float) -> list[Action]:
@@ -131,56 +130,56 @@ class Coordinator:
         pause_s = now - self._last_tick
         self._last_tick = now
         if pause_s > LONGEST_TICK_S:
-            self._members.forgive(pause_s, now)
+            self.members.forgive(pause_s, now)
         actions: list[Action] = []
-        for node_id in self._members.lapsed_nodes(now):
+        for node_id in self.members.lapsed_nodes(now):
             reason = f"no heartbeat for {self._config.lease_s:g} s"
             actions += self._remove(node_id, reason, now)
-        for gateway_id in self._members.lapsed_gateways(now):
-            del self._members.gateways[gateway_id]
-            num_gone = self._admission.forget_gateway(gateway_id)
-            actions.append(
-                Note(f"gateway {gateway_id} is silent: dropped, {num_gone} requests forgotten")
-            )
-        actions += [Note(text) for text in find_outliers(self._members.nodes.values(), now)]
-        return [*actions, *self._send(self._admission.release(now), now), *self._balance(now)]
+        for gateway_id in self.members.lapsed_gateways(now):
+            del self.members.gateways[gateway_id]
+            num_gone = self.admission.forget_gateway(gateway_id)
+            text = f"gateway {gateway_id} is silent: dropped, {num_gone} requests forgotten"
+            actions.append(Note(text, "error"))
+        actions += [Note(text) for text in find_outliers(self.members.nodes.values(), now)]
+        return [*actions, *self._send(self.admission.release(now), now), *self._balance(now)]
 
     def _migrate(self, now: float) -> list[Action]:
         """Wish a request elsewhere; its gateway decides."""
         found = self._migrating.tick(now)
-        gateway = None if found is None else self._members.gateways.get(found[0])
+        gateway = None if found is None else self.members.gateways.get(found[0])
         if found is None or gateway is None:
             return []
         _, request, reason = found
         wish = MoveRequest(request_id=request.request_id, attempt=request.attempt)
-        text = self._balancing.say("move", reason, now)
-        return [Send(gateway.peer, wish), *([] if text is None else [Note(text)])]
+        text = self.balancing.say("move", reason, now)
+        return [Send(gateway.peer, wish), *([] if text is None else [Note(text, "decision")])]
 
     def _balance(self, now: float) -> list[Action]:
         """Let the balancer look; who gets other roles hears at once."""
-        texts, nodes = self._balancing.tick(now)
+        texts, nodes = self.balancing.tick(now)
         told = [action for node in nodes for action in tell_node(node)]
         told += self._tell_gateways(now) if nodes else []
-        return [*told, *self._migrate(now), *map(Note, texts)]
+        decisions = [Note(text, "decision") for text in texts]
+        return [*told, *self._migrate(now), *decisions]
 
     def _node_hello(self, peer: bytes, hello: NodeHello, now: float) -> list[Action]:
-        known = self._members.nodes.get(hello.node_id)
+        known = self.members.nodes.get(hello.node_id)
         if known is not None and known.ref.incarnation == hello.incarnation:
             known.peer, known.last_seen = peer, now
             return [Send(peer, self._welcome(known))]
         newer = 0 if known is None else known.ref.incarnation
-        if self._members.is_late(hello.node_id, hello.incarnation, newer):
+        if self.members.is_late(hello.node_id, hello.incarnation, newer):
             return [self._late(hello.node_id)]
         try:
-            record = self._members.admit_node(peer, hello, now)
+            record = self.members.admit_node(peer, hello, now)
         except Refused as refused:
-            note = Note(f"node {hello.node_id} refused: {refused}")
+            note = Note(f"node {hello.node_id} refused: {refused}", "error")
             return [Send(peer, NodeRefused(reason=str(refused))), note]
         actions: list[Action] = []
         if known is not None:
-            self._members.supersede(hello.node_id, known.ref.incarnation)
+            self.members.supersede(hello.node_id, known.ref.incarnation)
             actions += self._remove(hello.node_id, "replaced by a newer process", now)
-        self._members.nodes[hello.node_id] = record
+        self.members.nodes[hello.node_id] = record
         self._caches.expect(hello.node_id, record.ref.epoch)
         weights = hello.weights
         text = (
@@ -191,16 +190,16 @@ class Coordinator:
 
     def _welcome(self, record: NodeRecord) -> NodeWelcome:
         return NodeWelcome(
-            coordinator_incarnation=self._members.incarnation,
+            coordinator_incarnation=self.members.incarnation,
             epoch=record.ref.epoch,
             lease_s=self._config.lease_s,
             heartbeat_s=self._config.heartbeat_s,
         )
 
     def _heartbeat(self, peer: bytes, heartbeat: Heartbeat, now: float) -> list[Action]:
-        known = self._members.nodes.get(heartbeat.node_id)
+        known = self.members.nodes.get(heartbeat.node_id)
         was_draining = known is not None and known.draining
-        record = self._members.beat(peer, heartbeat, now)
+        record = self.members.beat(peer, heartbeat, now)
         if record is None:
             reason = f"epoch {heartbeat.epoch} of {heartbeat.node_id} is not admitted here"
             return [Send(peer, Rejoin(reason=reason))]
@@ -224,7 +223,7 @@ class Coordinator:
         return actions
 
     def _goodbye(self, goodbye: Goodbye, now: float) -> list[Action]:
-        record = self._members.nodes.get(goodbye.node_id)
+        record = self.members.nodes.get(goodbye.node_id)
         if record is None or record.ref.incarnation != goodbye.incarnation:
             self.num_dropped += 1
             return []
@@ -232,24 +231,25 @@ class Coordinator:
 
     def _remove(self, node_id: str, reason: str, now: float) -> list[Action]:
         """Take a node out and tell every gateway; they hear it again with their next welcome."""
-        down: NodeDown = self._members.remove_node(node_id, reason, now)
+        down: NodeDown = self.members.remove_node(node_id, reason, now)
         self._caches.forget(node_id)
-        told = [Send(gateway.peer, down) for gateway in self._members.gateways.values()]
+        told = [Send(gateway.peer, down) for gateway in self.members.gateways.values()]
         return [*told, Note(f"node {node_id} of epoch {down.epoch} is down: {reason}")]
 
     def _gateway_hello(self, peer: bytes, hello: GatewayHello, now: float) -> list[Action]:
-        known = self._members.gateways.get(hello.gateway_id)
+        known = self.members.gateways.get(hello.gateway_id)
         newer = 0 if known is None else known.hello.incarnation
-        if self._members.is_late(hello.gateway_id, hello.incarnation, newer):
+        if self.members.is_late(hello.gateway_id, hello.incarnation, newer):
             return [self._late(hello.gateway_id)]
         try:
-            is_new = self._members.admit_gateway(peer, hello, now)
+            is_new = self.members.admit_gateway(peer, hello, now)
         except Refused as refused:
             note = Note(f"gateway {hello.gateway_id} refused: {refused}")
             return [Send(peer, GatewayRefused(reason=str(refused))), note]
         if is_new:  # an earlier incarnation of the name took its requests with it
-            self._admission.forget_gateway(hello.gateway_id)
-        welcome = Send(peer, self._gateway_welcome(self._members.gateways[hello.gateway_id], now))
+            self.admission.forget_gateway(hello.gateway_id)
+        gateway = self.members.gateways[hello.gateway_id]
+        welcome = Send(peer, gateway_welcome(self.members, self.sla, gateway, now))
         answers: list[Action] = [welcome, *(Send(peer, each) for each in self._lost(hello, now))]
         if not is_new:
             return answers
@@ -260,12 +260,12 @@ class Coordinator:
 
         Those that live have said hello within a lease of the start.
         """
-        if now - self._started < self._config.lease_s:
+        if now - self.started < self._config.lease_s:
             return []
         return [
             NodeDown(node_id=ref.node_id, epoch=ref.epoch, reason="it is no member any more")
             for ref in hello.nodes
-            if self._members.is_lost(ref)
+            if self.members.is_lost(ref)
         ]
 
     def _late(self, name: str) -> Note:
@@ -274,76 +274,54 @@ class Coordinator:
         It is heard again when the newer one is gone.
         """
         self.num_dropped += 1
-        return Note(f"an older process says hello as {name}: give every process its own --name")
-
-    def _gateway_welcome(self, gateway: GatewayRecord, now: float) -> GatewayWelcome:
-        nodes = self._members.nodes.values()
-        deployment = self._members.deployment
-        model = layout = None
-        if deployment is not None and deployment.layout is not None:
-            model, layout = deployment.model, deployment.layout
-        draining = [node.ref.node_id for node in nodes if node.draining]
-        closed = [node.ref.node_id for node in nodes if takes_no_sequences(node)]
-        return GatewayWelcome(
-            coordinator_incarnation=self._members.incarnation,
-            sla_classes=tuple(each.targets for each in self._sla.classes.values()),
-            default_class=self._sla.default,
-            num_prefill_nodes=sum(node.does_prefill for node in nodes),
-            num_decode_nodes=sum(node.does_decode for node in nodes),
-            max_model_len=None if model is None else model.max_model_len,
-            page_size=None if layout is None else layout.page_size,
-            kv_dtype=None if layout is None else layout.dtype,
-            draining_nodes=tuple(draining[:MAX_DRAINING]),
-            closed_decodes=tuple(closed[:MAX_DRAINING]),
-            drain=gateway.is_drain_ordered,
-            recent_downs=self._members.recent_downs(now),
-        )
+        text = f"an older process says hello as {name}: give every process its own --name"
+        return Note(text, "error")
 
     def _drain(self, peer: bytes, order: DrainMember, now: float) -> list[Action]:
         """An operator's order; gateways hear at once, so that requests can move."""
-        accepted, text = order_drain(self._members, order)
+        accepted, text = order_drain(self.members, order)
         answer = Send(peer, DrainAnswer(accepted=accepted, message=text))
         if not accepted:
             return [answer]
-        return [answer, *self._tell_gateways(now), Note(text)]
+        return [answer, *self._tell_gateways(now), Note(text, "order")]
 
     def _set_weights(self, peer: bytes, order: SetWeights, now: float) -> list[Action]:
         """An operator's order; node and gateways hear at once."""
-        accepted, text = order_weights(self._members, order)
+        accepted, text = order_weights(self.members, order)
         answer = Send(peer, WeightsAnswer(accepted=accepted, message=text))
         if not accepted:
             return [answer]
-        node = self._members.nodes[order.name]
-        self._balancing.ordered(node, now)
-        return [answer, *self._roles_changed(node, now), Note(text)]
+        node = self.members.nodes[order.name]
+        self.balancing.ordered(node, now)
+        return [answer, *self._roles_changed(node, now), Note(text, "order")]
 
     def _roles_changed(self, node: NodeRecord, now: float) -> list[Action]:
         return [*tell_node(node), *self._tell_gateways(now)]
 
     def _tell_gateways(self, now: float) -> list[Action]:
         return [
-            Send(gateway.peer, self._gateway_welcome(gateway, now))
-            for gateway in self._members.gateways.values()
+            Send(gateway.peer, gateway_welcome(self.members, self.sla, gateway, now))
+            for gateway in self.members.gateways.values()
         ]
 
     def _place(self, peer: bytes, request: Place, now: float) -> list[Action]:
-        gateway = self._members.gateways.get(request.gateway_id)
-        is_ended = self._accounts.has_ended(request.incarnation, request.request_id)
+        gateway = self.members.gateways.get(request.gateway_id)
+        is_ended = self.accounts.has_ended(request.incarnation, request.request_id)
         if gateway is None or gateway.hello.incarnation != request.incarnation or is_ended:
             # A gateway that is not known yet says hello within a second and asks again.
             self.num_dropped += 1
             return []
-        return self._send(self._admission.ask(request, now), now)
+        return self._send(self.admission.ask(request, now), now)
 
     def _send(self, answers: list[Answer], now: float) -> list[Action]:
         """Answers to those who asked, also some time ago."""
         sent: list[Action] = []
-        is_early = now - self._started < GRACE_S
+        is_early = now - self.started < GRACE_S
         for request, answer in answers:
             self._note_arrival(request, answer, now)
             if is_early and isinstance(answer, PlaceRefused) and answer.code in FOR_LACK_OF_NODES:
                 continue  # nodes are still coming back; the gateway asks again
-            gateway = self._members.gateways.get(request.gateway_id)
+            gateway = self.members.gateways.get(request.gateway_id)
             if gateway is not None:
                 sent.append(Send(gateway.peer, answer))
         return sent
@@ -351,39 +329,39 @@ class Coordinator:
     def _note_arrival(self, request: Place, answer: Placed | PlaceRefused, now: float) -> None:
         """Tell the balancer of work that came, taken or not."""
         if isinstance(answer, Placed):
-            self._balancing.placed(request, answer, now)
+            self.balancing.placed(request, answer, now)
         elif answer.code == "overloaded" and request.attempt == 1:
-            targets = self._sla.resolve(request.sla_class, request.ttft_ms, request.tpot_ms)
-            self._balancing.shed(request, targets, now)
+            targets = self.sla.resolve(request.sla_class, request.ttft_ms, request.tpot_ms)
+            self.balancing.shed(request, targets, now)
 
     def _ended(self, peer: bytes, report: RequestEnded, now: float) -> list[Action]:
-        self._accounts.ended(report)
-        self._balancing.ended(report)
-        released = self._send(self._admission.ended(report, now), now)
+        self.accounts.ended(report)
+        self.balancing.ended(report)
+        released = self._send(self.admission.ended(report, now), now)
         return [Send(peer, RequestEndedAck(request_id=report.request_id)), *released]
 
     def status(self, query: StatusQuery, now: float) -> ClusterStatus:
         """The state of everything, as far as one message takes it."""
-        deployment = self._members.deployment
-        nodes = after(self._members.nodes, query.after_node)
-        gateways = after(self._members.gateways, query.after_gateway)
+        deployment = self.members.deployment
+        nodes = after(self.members.nodes, query.after_node)
+        gateways = after(self.members.gateways, query.after_gateway)
         return ClusterStatus(
-            coordinator_incarnation=self._members.incarnation,
-            uptime_s=max(0.0, now - self._started),
+            coordinator_incarnation=self.members.incarnation,
+            uptime_s=max(0.0, now - self.started),
             model=None if deployment is None else deployment.model,
             nodes=tuple(
                 node_status(node, self._caches.num_prefixes(node.ref.node_id), now)
                 for node in nodes[:STATUS_NODES]
             ),
             gateways=tuple(gateway_status(each, now) for each in gateways[:STATUS_GATEWAYS]),
-            classes=self._accounts.snapshot(),
-            num_live_requests=len(self._placements),
+            classes=self.accounts.snapshot(),
+            num_live_requests=len(self.placements),
             num_dropped_messages=self.num_dropped
-            + self._members.num_bad_loads
-            + self._admission.num_dropped,
-            num_shed=self._admission.num_shed,
-            num_queued=self._admission.num_held,
-            decisions=self._balancing.decisions(now, STATUS_DECISIONS),
-            downs=self._members.recent_downs(now)[-STATUS_DOWNS:],
+            + self.members.num_bad_loads
+            + self.admission.num_dropped,
+            num_shed=self.admission.num_shed,
+            num_queued=self.admission.num_held,
+            decisions=self.balancing.decisions(now, STATUS_DECISIONS),
+            downs=self.members.recent_downs(now)[-STATUS_DOWNS:],
             has_more=len(nodes) > STATUS_NODES or len(gateways) > STATUS_GATEWAYS,
         )

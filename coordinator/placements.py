@@ -40,6 +40,7 @@ class _Placed:
     is_suspect: bool
     tpot_s: float
     ends_at: float
+    admitted: Admitted
 
 
 class Placements:
@@ -151,6 +152,7 @@ class Placements:
             is_suspect=demand.is_suspect,
             tpot_s=demand.tpot_s,
             ends_at=now + admitted.predicted.ends_after_s,
+            admitted=admitted,
         )
         self._live[key_of(request)] = placed
         self._tenants.add(request.tenant, request.tenant_weight)
@@ -161,6 +163,11 @@ class Placements:
     def is_known(self, request: Place) -> bool:
         """Whether some attempt of it was placed and is not over."""
         return key_of(request) in self._live
+
+    def admitted(self, key: RequestKey) -> Admitted | None:
+        """Why its latest attempt is where it is, and what was predicted of it."""
+        placed = self._live.get(key)
+        return None if placed is None else placed.admitted
 
     def slack_s(self, request: Place) -> float | None:
         """How long it may wait for a node so that its first token is in time; None: no such class.

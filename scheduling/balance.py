@@ -151,6 +151,10 @@ class Balancer:
         reason = f"{turn.reason}; {_describe(wanted, traffic)}"
         return tuple(Change(node.node_id, *turn.weights, reason) for node in turn.nodes)
 
+    def cooldown_s(self, now: float) -> float:
+        """Until the dwell after the last change is over."""
+        return 0.0 if self._acted_at is None else max(0.0, self._acted_at + self._dwell_s - now)
+
     def _free(self, nodes: Sequence[NodeSupply], dwell_s: float, now: float) -> list[NodeSupply]:
         """Nodes that may be turned; among many, none that was turned within the dwell."""
         free = [node for node in nodes if node.may_change]

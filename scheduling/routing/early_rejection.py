@@ -58,7 +58,8 @@ class EarlyRejection:
         if sooner is not prefill and sooner is not decode and sooner.costs is not None:
             other = self._predict(demand, sooner, decode, ends_in_s, num_output_tokens)
             if not self._is_late(demand, sooner, other):
-                chosen = replace(placement, prefill=sooner.node_id, why="only there in time")
+                why = f"only {sooner.node_id} has the first token in time"
+                chosen = replace(placement, prefill=sooner.node_id, why=why)
                 return self._unless_slow(demand, chosen, decode, other)
             prefill, predicted = sooner, other
         return self._late(demand, prefill, predicted)

@@ -19,14 +19,22 @@ from scheduling.routing.placement import Candidate, Demand, Placement, QueueLimi
 from scheduling.routing.scorers import Scorer
 
 
-def pick_lowest(nodes: Sequence[Candidate], scorer: Scorer, demand: Demand) -> Candidate:
-    """The node of the lowest score; equal ones take turns, by name at first."""
+def pick_lowest(
+    nodes: Sequence[Candidate], scorer: Scorer, demand: Demand
+) -> tuple[Candidate, str]:
+    """The node of the lowest score, and why; equal ones take turns, by name at first."""
     if len(nodes) == 1:
-        return nodes[0]
+        return nodes[0], f"{nodes[0].node_id} is the only one open"
     scores = scorer(nodes, demand)
     lowest = min(scores)
     best = [n for n, score in zip(nodes, scores, strict=True) if score == lowest]
-    return min(best, key=lambda n: (n.num_placed, n.node_id))
+    chosen = min(best, key=lambda n: (n.num_placed, n.node_id))
+    if len(best) == len(nodes):
+        return chosen, f"it is the turn of {chosen.node_id} among {len(nodes)} equal ones"
+    return chosen, (
+        f"{chosen.node_id} scores {lowest:.4g}, the lowest of {len(nodes)} (up to "
+        f"{max(scores):.4g})"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +81,9 @@ class Pipeline:
         fit = fitting("decode", decodes, demand.num_total_tokens, demand)
         if isinstance(fit, Refusal):
             return fit
-        decode = pick_lowest(preferred(fit, demand), self.decode_scorer, demand)
-        return Placement(prefill=source.node_id, decode=decode.node_id)
+        decode, why = pick_lowest(preferred(fit, demand), self.decode_scorer, demand)
+        text = f"{source.node_id} has its KV; decode: {why}"
+        return Placement(prefill=source.node_id, decode=decode.node_id, why=text)
 
     def _pair(
         self, demand: Demand, prefills: list[Candidate], decodes: list[Candidate]
@@ -90,17 +99,20 @@ class Pipeline:
             open_decodes = [n for n in open_decodes if n.prefill_weight == 0 or n.node_id in names]
         if not open_decodes:
             return overloaded("decode", decodes)
-        decode = pick_lowest(preferred(open_decodes, demand), self.decode_scorer, demand)
+        decode, why = pick_lowest(preferred(open_decodes, demand), self.decode_scorer, demand)
+        why = f"decode: {why}"
         is_local = decode.prefill_weight > 0 and (not has_pure or demand.is_suspect)
         if is_local and any(n.node_id == decode.node_id for n in open_prefills):
-            return Placement(prefill=None, decode=decode.node_id)
+            return Placement(prefill=None, decode=decode.node_id, why=f"both roles there; {why}")
         prefill = None
         if open_prefills:
-            prefill = pick_lowest(preferred(open_prefills, demand), self.prefill_scorer, demand)
-        why = None if self.local is None else self.local.explain(demand, decode, prefill)
-        if why is not None:
-            return Placement(prefill=None, decode=decode.node_id, why=why)
+            nodes = preferred(open_prefills, demand)
+            prefill, first = pick_lowest(nodes, self.prefill_scorer, demand)
+            why = f"prefill: {first}; {why}"
+        local = None if self.local is None else self.local.explain(demand, decode, prefill)
+        if local is not None:
+            return Placement(prefill=None, decode=decode.node_id, why=local)
         if prefill is None:
             return overloaded("prefill", prefills)
         remote = None if prefill is decode else prefill.node_id
-        return Placement(prefill=remote, decode=decode.node_id)
+        return Placement(prefill=remote, decode=decode.node_id, why=why)

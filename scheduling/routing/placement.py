@@ -6,7 +6,7 @@ coordinator validates nothing beyond it, so a bad policy can be slow but cannot 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tandem.messages.common import ErrorCode, LengthPrediction, NodeCosts
@@ -114,7 +114,7 @@ class Placement:
 
     prefill: str | None
     decode: str
-    why: str = ""
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

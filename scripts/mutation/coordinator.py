@@ -114,8 +114,8 @@ MEMBERS = (
     Mutation(
         "missed-downs",
         "a down that a gateway missed comes with its next welcome",
-        "coordinator/core.py",
-        "recent_downs=self._members.recent_downs(now),",
+        "coordinator/welcoming.py",
+        "recent_downs=members.recent_downs(now),",
         "recent_downs=(),",
         (MEMBERSHIP,),
     ),

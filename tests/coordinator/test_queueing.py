@@ -69,7 +69,7 @@ def test_who_asks_again_keeps_its_turn(full) -> None:
 def test_a_tenant_below_its_share_comes_first(full) -> None:
     full.place(2, tenant="greedy")
     full.place(3, tenant="modest")
-    full.core._admission._placements._tenants.add("greedy", 1.0)
+    full.core.admission._placements._tenants.add("greedy", 1.0)
     assert end(full, 0)[0] == 3
 
 
