@@ -1,5 +1,7 @@
 """One deployment, what its users see: text, timelines, cancels, logprobs, errors, status."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from tandem.errors import (
     UnknownSlaClassError,
 )
 from tandem.sampling import SamplingParams
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +151,18 @@ def test_status_counts_requests_by_class(deployment: Any) -> None:
     assert counts["batch"].num_attained == 2
     assert {n.node_id for n in status.nodes} == {"prefill-0", "decode-0"}
     assert status.num_dropped_messages == 0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["raw_client", "zmq_client", "async_client"])
+def test_examples_run(deployment: Any, name: str) -> None:
+    prompt = "def add(a, b):"
+    flags = [prompt] if name == "raw_client" else []
+    program = [sys.executable, EXAMPLES / f"{name}.py", deployment.cluster.gateway_address, *flags]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    if name == "raw_client":
+        params = SamplingParams(temperature=0.0, max_tokens=40)
+        assert done.stdout == deployment.client.generate(prompt, params=params).text
+    else:
+        assert len(done.stdout) > 60
