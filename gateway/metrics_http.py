@@ -1,10 +1,14 @@
-"""Counts HTTP calls: by route, method and status, how soon the first byte goes, open streams."""
+"""Counts HTTP calls: by route, method and status, how soon the first byte goes, open streams.
+
+It also notes who calls (`gateway.tracing.CALLER`), for traces.
+"""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from gateway.metrics import GatewayMetrics
+from gateway.tracing import CALLER, Caller
 from tandem import metrics as m
 from tandem.exposition import Histogram
 
@@ -36,6 +40,7 @@ class HttpMeter:
             await self._app(scope, receive, send)
             return
         began, route = time.perf_counter(), self.route_of(scope["path"])
+        CALLER.set(Caller(route, _traceparent(scope)))
         method = scope["method"] if scope["method"] in METHODS else m.OTHER
         status, is_stream, has_body = 500, False, False
 
@@ -67,6 +72,11 @@ class HttpMeter:
         if route not in self._first_bytes:
             self._first_bytes[route] = self._metrics.tally.histogram(m.HTTP_FIRST_BYTE, (route,))
         self._first_bytes[route].observe(seconds)
+
+
+def _traceparent(scope: MutableMapping[str, Any]) -> str | None:
+    values = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return values[0].decode("latin-1") if len(values) == 1 else None
 
 
 def _is_stream(start: Message) -> bool:
