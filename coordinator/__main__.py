@@ -4,10 +4,11 @@ import sys
 
 import uvloop
 
+from coordinator.checks import check
 from coordinator.config import CoordinatorConfig
 from coordinator.server import serve
 from tandem.config import load_config
-from tandem.service import log_to_stderr, stop_on_signals
+from tandem.service import Log, stop_on_signals
 
 
 async def run(config: CoordinatorConfig) -> None:
@@ -22,9 +23,13 @@ async def run(config: CoordinatorConfig) -> None:
 def main() -> int:
     """Exit status: 0 after a clean stop, 1 where it could not serve."""
     config = load_config(
-        CoordinatorConfig, sys.argv[1:], prog="python -m coordinator", section="coordinator"
+        CoordinatorConfig,
+        sys.argv[1:],
+        prog="python -m coordinator",
+        section="coordinator",
+        check=check,
     )
-    log_to_stderr(config.log_level)
+    Log(config, "coordinator")
     try:
         uvloop.run(run(config))
     except ValueError as error:

@@ -65,6 +65,7 @@ class CoordinatorConfig:
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Help("least severe log lines shown")
     ] = "info"
+    log_format: Annotated[Literal["text", "json"], Help("of log lines, on standard error")] = "text"
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""

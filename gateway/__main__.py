@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvloop
 
+from gateway.checks import check
 from gateway.config import GatewayConfig
 from gateway.server import ServedModel, serve
 from gateway.tokenize import Tokenizer
@@ -20,7 +21,7 @@ from tandem.model_folder import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from tandem.service import log_to_stderr, stop_on_signals
+from tandem.service import Log, stop_on_signals
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -53,6 +54,7 @@ def load_model(config: GatewayConfig) -> ServedModel:
         dtype="",  # the nodes' own choice
         max_model_len=config.max_model_len or longest,
         vocab_size=model.vocab_size,
+        num_labels=model.num_labels,
     )
     return ServedModel(identity, load_generation_defaults(folder), load_tokenizer(folder))
 
@@ -69,8 +71,10 @@ async def run(config: GatewayConfig, model: ServedModel) -> None:
 
 def main() -> int:
     """Exit status: 0 after a clean stop, 1 where it could not serve."""
-    config = load_config(GatewayConfig, sys.argv[1:], prog="python -m gateway", section="gateway")
-    log_to_stderr(config.log_level)
+    config = load_config(
+        GatewayConfig, sys.argv[1:], prog="python -m gateway", section="gateway", check=check
+    )
+    Log(config, f"gateway {config.name or ''}".strip())
     try:
         uvloop.run(run(config, load_model(config)))
     except ValueError as error:

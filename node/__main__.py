@@ -27,6 +27,7 @@ from kv_transfer.exchange import BulkExchange
 from kv_transfer.incoming import IncomingTransfers
 from kv_transfer.outgoing import OutgoingTransfers
 from kv_transfer.shared_memory import SharedPool
+from node.checks import check
 from node.config import NodeConfig
 from node.core import Limits, NodeCore
 from node.device import Device
@@ -52,7 +53,7 @@ from tandem.event_log import EventLog, open_log, record
 from tandem.keys import COORDINATOR, Keyring
 from tandem.messages.common import NAMES_ADVICE
 from tandem.messages.membership import NodeHello, RoleWeights
-from tandem.service import log_to_stderr
+from tandem.service import Log
 from tandem.sockets import Link, Server, keyring_or_loopback, peer_identity
 
 RECORDED = ("handle", "tick", "plan", "computed", "cache_changes")
@@ -232,6 +233,7 @@ async def serve(
         owners=owners,
         exchange=exchange,
         drain_s=config.drain_s,
+        device=config.device,
         schemas=device.schemas,
     )
     swap = open_swap(config, device, pool)
@@ -340,8 +342,8 @@ def main() -> int:
     """Start, serve, drain."""
     started = time.perf_counter()
     prog = f"python -m {Path(sys.argv[0]).parent.name}"
-    config = load_config(NodeConfig, sys.argv[1:], prog=prog, section="node")
-    log_to_stderr(config.log_level)
+    config = load_config(NodeConfig, sys.argv[1:], prog=prog, section="node", check=check)
+    lines = Log(config, prog.rpartition(" ")[2].removesuffix("_node"))
     try:
         keys = keyring_or_loopback(
             config.keys,
@@ -356,6 +358,7 @@ def main() -> int:
         incarnation = (time.time_ns() // 1_000_000 << 21) | secrets.randbits(21)
         made_up = f"{socket.gethostname()[:32]}-{os.getpid()}"
         node_id = config.name or (made_up if keys is None else keys.name)
+        lines.name(node_id)
         device, pool = build_device(config, node_id, incarnation)
         log.info("%s", device.description)
         log.info("%-20s %6.2f s", "start-up in all", time.perf_counter() - started)

@@ -316,6 +316,7 @@ class NodeCore:
             actions += self._decode.computed(key, 1, sampled, now)
         chunks = zip(step.plan.prefill, result.sampled[num_decode:], strict=True)
         for (key, num_tokens), sampled in chunks:
+            self._state.num_prompt_tokens += num_tokens
             actions += self._prefill.computed(key, num_tokens, sampled, now)
         return actions + self.flush(now)
 
@@ -354,6 +355,8 @@ class NodeCore:
             costs=self._state.costs.learned,
             num_held_tokens=work.num_held_tokens + sum(r.num_computed for r in (*rows, *arrived)),
             num_held_pages=work.num_held_pages + sum(r.num_pages for r in (*rows, *arrived)),
+            num_prompt_tokens=self._state.num_prompt_tokens,
+            num_cached_tokens=self._state.num_cached_tokens,
             num_transfers_done=self._state.num_handoffs,
             num_transfers_failed=self._state.num_handoffs_failed,
             transfer_bytes=self._state.num_handoff_pages * self._state.identity.layout.page_bytes,

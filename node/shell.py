@@ -36,10 +36,11 @@ from node.peers import Owners, PageExchange
 from node.schema_desk import SchemaDesk
 from tandem.codec import ProtocolError
 from tandem.messages.handoff import FromWriter, Reserve, WriterHello
-from tandem.messages.membership import NodeLoad, ToNode
+from tandem.messages.membership import NodeLoad, PageCounts, ToNode
 from tandem.messages.serving import FromGatewayToNode, PeerBeat
 from tandem.service import run_until
 from tandem.sockets import Link, Server
+from tandem.stats_line import Sample, StatsLine
 
 TICK_S = 0.1
 INSIST_S = 0.05
@@ -51,7 +52,7 @@ log = logging.getLogger("tandem.node")
 class NodeShell:
     """Connects a step loop with the world until told to stop. Build it inside the event loop.
 
-    `drain_s`: how long a drain may take.
+    `drain_s`: how long a drain may take. `device` is named in the log.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class NodeShell:
         exchange: PageExchange,
         drain_s: float,
         schemas: Schemas | None = None,
+        device: str = "cpu",
     ) -> None:
         self._server = server
         self._coordinator = coordinator
@@ -81,6 +83,7 @@ class NodeShell:
         self._drain_s = drain_s
         self._drain: asyncio.Task[None] | None = None
         self._is_lapsed = False
+        self._stats = StatsLine(time.monotonic(), device)
         self._gateways_heard_at: dict[bytes, float] = {}
         self._silent: set[bytes] = set()
         self.num_unwelcome = 0
@@ -238,7 +241,15 @@ class NodeShell:
                 self._coordinator.send(message)
             self._note_lapse(now)
             self._note_silent_gateways(now)
+            self._log_stats(now)
             await asyncio.sleep(TICK_S)
+
+    def _log_stats(self, now: float) -> None:
+        assert self._steps is not None
+        if self._stats.is_due(now):
+            line = self._stats.take(sample_of(self._steps.load()), now)
+            if line is not None:
+                log.log(line[0], "%s", line[1])
 
     def _note_lapse(self, now: float) -> None:
         is_lapsed = self._membership.is_lapsed(now)
@@ -262,6 +273,20 @@ class NodeShell:
                 del self._gateways_heard_at[peer]
             if is_dead or now - heard_at <= GATEWAY_SILENT_S:
                 self._silent.discard(peer)
+
+
+def sample_of(load: NodeLoad) -> Sample:
+    """The figures of the line that is logged every ten seconds."""
+    num_pages = sum(getattr(load.pages, state) for state in PageCounts.__struct_fields__)
+    num_held = num_pages - load.pages.free - load.pages.cached
+    return Sample(
+        num_prompt_tokens=load.num_prompt_tokens,
+        num_output_tokens=load.num_tokens_out,
+        num_running=load.num_decode_running,
+        num_waiting=load.num_prefill_waiting + load.num_decode_waiting,
+        num_cached_tokens=load.num_cached_tokens,
+        kv_usage=num_held / num_pages if num_pages else 0.0,
+    )
 
 
 def describe_work(load: NodeLoad) -> str:

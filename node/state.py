@@ -40,7 +40,8 @@ class NodeState:
     """Pages and streams of a node. `epoch` is zero until the coordinator has admitted it.
 
     num_wasted_tokens: tokens whose KV was dropped by a preemption and computed again. Hand-offs
-    that this node sent: `num_handoffs` with `num_handoff_pages` are there and verified.
+    that this node sent: `num_handoffs` with `num_handoff_pages` are there and verified. Of prompts
+    it computed `num_prompt_tokens` and found `num_cached_tokens` in its cache.
     """
 
     identity: NodeIdentity
@@ -49,6 +50,8 @@ class NodeState:
     overcommit: Overcommit = field(default_factory=Overcommit)
     epoch: int = 0
     num_wasted_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     num_handoffs_failed: int = 0
     num_handoffs: int = 0
     num_handoff_pages: int = 0
@@ -95,6 +98,7 @@ class NodeState:
         if not self.claim(resident, hashes, grows=grows):
             return False
         resident.num_computed = resident.num_matched
+        self.num_cached_tokens += resident.num_matched
         self.num_wasted_tokens += max(0, resident.num_dropped - resident.num_matched)
         resident.num_dropped = 0
         return True

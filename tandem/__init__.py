@@ -9,27 +9,31 @@ A first use, with a deployment started by `tandem up`:
             print(text, end="", flush=True)
 """
 
-from tandem.async_client import AsyncClient
-from tandem.async_stream import AsyncStream, Result
-from tandem.client import Client, Stream
-from tandem.errors import (
-    ContextTooLongError,
-    DeadlineExceededError,
-    GatewayUnreachableError,
-    InternalError,
-    InvalidRequestError,
-    NodeFailedError,
-    OverloadedError,
-    RateLimitedError,
-    RequestCancelledError,
-    SuspectedPoisonError,
-    TandemError,
-    UnavailableError,
-    UnknownModelError,
-    UnknownSlaClassError,
-)
-from tandem.messages.client import ChatMessage
-from tandem.sampling import SamplingParams
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tandem.async_client import AsyncClient
+    from tandem.async_stream import AsyncStream, Result
+    from tandem.client import Client, Stream
+    from tandem.errors import (
+        ContextTooLongError,
+        DeadlineExceededError,
+        GatewayUnreachableError,
+        InternalError,
+        InvalidRequestError,
+        NodeFailedError,
+        OverloadedError,
+        RateLimitedError,
+        RequestCancelledError,
+        SuspectedPoisonError,
+        TandemError,
+        UnavailableError,
+        UnknownModelError,
+        UnknownSlaClassError,
+    )
+    from tandem.messages.client import ChatMessage
+    from tandem.sampling import SamplingParams
 
 __all__ = [
     "AsyncClient",
@@ -54,3 +58,20 @@ __all__ = [
     "UnknownModelError",
     "UnknownSlaClassError",
 ]
+
+_HOMES = {
+    "AsyncClient": "async_client",
+    "AsyncStream": "async_stream",
+    "ChatMessage": "messages.client",
+    "Client": "client",
+    "Result": "async_stream",
+    "SamplingParams": "sampling",
+    "Stream": "client",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for: `tandem --help` shall not wait for numpy and ZeroMQ (0.25 s)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'tandem' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tandem.{_HOMES.get(name, 'errors')}"), name)

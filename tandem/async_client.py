@@ -12,6 +12,7 @@ from typing import Literal, TypedDict, Unpack, overload
 import msgspec
 from tqdm import tqdm
 
+from tandem.addresses import DEFAULT_GATEWAY
 from tandem.async_stream import AsyncStream, Result
 from tandem.errors import (
     GatewayUnreachableError,
@@ -26,7 +27,6 @@ from tandem.keys import Keyring
 from tandem.messages.client import ChatMessage, ClientPong, Submit
 from tandem.sampling import SamplingParams
 
-DEFAULT_GATEWAY = "tcp://127.0.0.1:7301"
 MAX_IN_FLIGHT = 64
 READY_POLL_S = 0.05
 ASK_EVERY_S = 2.0

@@ -1,52 +1,93 @@
 """`tandem`: start a deployment on this host, ask it for text, look at its state, change it."""
 
 import argparse
-import asyncio
+import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import msgspec
-
-from tandem import (
-    cli_drain,
-    cli_generate,
-    cli_keys,
-    cli_simulate,
-    cli_train_predictor,
-    cli_up,
-    cli_weights,
-)
+from tandem import cli_flags, cli_operator_flags, cli_programs
 from tandem.errors import TandemError
-from tandem.status import DEFAULT_COORDINATOR, query_status, render_status
 
 INTERRUPTED = 130
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: `module.run(args)` does it, and is imported only then.
+
+    Without `add_flags` the module declares its parser itself.
+    """
+
+    name: str
+    summary: str
+    module: str
+    add_flags: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+COMMANDS = (
+    Command("up", "start coordinator, gateway and nodes on this host", "cli_up", cli_flags.add_up),
+    Command("generate", "stream the answer to a prompt", "cli_generate", cli_flags.add_generate),
+    Command("chat", "talk with the model in this terminal", "cli_chat", cli_flags.add_chat),
+    Command(
+        "status",
+        "show nodes, pages, gateways and SLA classes",
+        "cli_status",
+        cli_operator_flags.add_status,
+    ),
+    Command(
+        "top", "watch a deployment: SLA, nodes, requests", "cli_top", cli_operator_flags.add_top
+    ),
+    Command(
+        "explain",
+        "say where one request's time went, and why",
+        "cli_explain",
+        cli_operator_flags.add_explain,
+    ),
+    Command("keys", "make, rotate, list and remove keys", "cli_keys"),
+    Command(
+        "drain",
+        "let a node or gateway finish what it has, then leave",
+        "cli_drain",
+        cli_operator_flags.add_drain,
+    ),
+    Command(
+        "weights",
+        "give a node other roles while it runs",
+        "cli_weights",
+        cli_operator_flags.add_weights,
+    ),
+    Command(
+        "doctor",
+        "find what keeps Tandem from running well here",
+        "cli_doctor",
+        cli_operator_flags.add_doctor,
+    ),
+    Command(
+        "train-predictor",
+        "learn how long answers become, from recorded lengths",
+        "cli_train_predictor",
+        cli_operator_flags.add_train_predictor,
+    ),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
-    parser = make_parser()
-    args, others = parser.parse_known_args(argv)
-    if args.command in cli_simulate.COMMANDS:
-        return cli_simulate.run(args.command, others)
-    if others and args.command != "up":
-        parser.error(f"unknown arguments: {' '.join(others)}; see tandem {args.command} --help")
+    argv = sys.argv[1:] if argv is None else argv
+    parser = make_parser(next((word for word in argv if not word.startswith("-")), ""))
+    args, args.others = parser.parse_known_args(argv)
+    if args.command in cli_programs.MODULES:
+        return cli_programs.run(args.command, args.others)
+    if args.others and args.command != "up":
+        words = " ".join(args.others)
+        parser.error(f"unknown arguments: {words}; see tandem {args.command} --help")
+    module = next(c.module for c in COMMANDS if c.name == args.command)
     try:
-        match args.command:
-            case "up":
-                return cli_up.run(args, others)
-            case "generate":
-                return cli_generate.run(args)
-            case "keys":
-                return cli_keys.run(args)
-            case "drain":
-                return cli_drain.run(args)
-            case "train-predictor":
-                return cli_train_predictor.run(args)
-            case "weights":
-                return cli_weights.run(args)
-        return show_status(args)
+        status: int = importlib.import_module(f"tandem.{module}").run(args)
+        return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -71,40 +112,20 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
+def make_parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser of all subcommands, with the flags of the chosen one."""
     parser = argparse.ArgumentParser(prog="tandem", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action=_ShowVersion, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    cli_up.add_parser(commands)
-    cli_generate.add_parser(commands)
-    status = commands.add_parser(
-        "status",
-        help="show nodes, pages, gateways and SLA classes",
-        description="Asks the coordinator for the state of everything.",
-        allow_abbrev=False,
-    )
-    status.add_argument(
-        "--coordinator",
-        metavar="ADDRESS",
-        default=os.environ.get("TANDEM_COORDINATOR") or DEFAULT_COORDINATOR,
-        help="[TANDEM_COORDINATOR; default %(default)s]",
-    )
-    status.add_argument("--json", action="store_true", help="print one JSON object")
-    cli_keys.add_flags(status)
-    cli_keys.add_parser(commands)
-    cli_drain.add_parser(commands)
-    cli_train_predictor.add_parser(commands)
-    cli_weights.add_parser(commands)
-    cli_simulate.add_parsers(commands)
+    for command in COMMANDS:
+        if command.name == chosen and command.add_flags is None:
+            importlib.import_module(f"tandem.{command.module}").add_parser(commands)
+            continue
+        subparser = commands.add_parser(command.name, help=command.summary, allow_abbrev=False)
+        if command.name == chosen and command.add_flags is not None:
+            command.add_flags(subparser)
+    cli_programs.add_parsers(commands)
     return parser
-
-
-def show_status(args: argparse.Namespace) -> int:
-    """`tandem status`."""
-    status = asyncio.run(query_status(args.coordinator, cli_keys.keyring(args, "operator")))
-    print(msgspec.json.encode(status).decode() if args.json else render_status(status))
-    return 0
 
 
 if __name__ == "__main__":

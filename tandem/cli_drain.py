@@ -2,10 +2,9 @@
 
 import argparse
 import asyncio
-import os
 import sys
 
-from tandem.cli_keys import add_flags, keyring
+from tandem.cli_keys import keyring
 from tandem.keys import Keyring
 from tandem.messages.membership import (
     ClusterStatus,
@@ -15,31 +14,10 @@ from tandem.messages.membership import (
     NodeStatus,
 )
 from tandem.operator_orders import ANSWER_S, ask
-from tandem.status import DEFAULT_COORDINATOR, query_status
+from tandem.status import query_status
 
 WATCH_S = 0.5
 Member = NodeStatus | GatewayStatus
-
-
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Declare the subcommand."""
-    parser = commands.add_parser(
-        "drain",
-        help="let a node or gateway finish what it has, then leave",
-        description="Nothing new is placed on the member; what a decode node still runs moves to "
-        "others. The process ends by itself, with exit status 0.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", metavar="NAME", help="as `tandem status` shows it")
-    parser.add_argument("--force", action="store_true", help="also where it is the last of a role")
-    parser.add_argument("--wait", action="store_true", help="return when it has left")
-    parser.add_argument(
-        "--coordinator",
-        metavar="ADDRESS",
-        default=os.environ.get("TANDEM_COORDINATOR") or DEFAULT_COORDINATOR,
-        help="[TANDEM_COORDINATOR; default %(default)s]",
-    )
-    add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,13 +1,15 @@
 """`tandem up`: a whole deployment on this host, in the foreground, until Ctrl-C."""
 
 import argparse
-import shlex
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from tandem.child_process import child_environment
+from tandem.foreign_flags import translate
 from tandem.launch import (
     COORDINATOR_PORT,
     GATEWAY_PORT,
@@ -20,57 +22,11 @@ from tandem.launch_plan import ROLES
 WATCH_S = 0.2
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Declare the subcommand."""
-    parser = commands.add_parser(
-        "up",
-        help="start coordinator, gateway and nodes on this host",
-        usage="tandem up --model MODEL [--prefill N] [--decode N] [flags] [flags of the nodes]",
-        description="Starts a deployment on this host and drains it on Ctrl-C (a second one kills "
-        "it). Flags that are not listed here go to every node (see scripts/launch_prefill --help), "
-        "for example --num-pages 512 --transport zmq.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--model", required=True, help="model folder, or a Hub name to download")
-    parser.add_argument("--prefill", type=int, default=1, metavar="N", help="prefill nodes")
-    parser.add_argument("--decode", type=int, default=1, metavar="N", help="decode nodes")
-    parser.add_argument("--num-gateways", type=int, default=1, metavar="N", help="gateways")
-    for role, port in (("coordinator", COORDINATOR_PORT), ("gateway", GATEWAY_PORT)):
-        parser.add_argument(
-            f"--{role}-port",
-            type=int,
-            metavar="N",
-            help=f"default {port}, or a free one where that is taken; 0: a free one"
-            + (" (of the first gateway; others get free ones)" if role == "gateway" else ""),
-        )
-        parser.add_argument(
-            f"--{role}-args",
-            type=shlex.split,
-            default=[],
-            metavar="'FLAGS'",
-            help=f"further flags of the {role}",
-        )
-    parser.add_argument("--served-model-name", metavar="NAME", help="of gateway and nodes")
-    parser.add_argument("--max-model-len", type=int, metavar="N", help="of gateway and nodes")
-    parser.add_argument("--config", metavar="FILE", help="TOML file for all processes")
-    parser.add_argument(
-        "--secure",
-        action="store_true",
-        help="encrypt all connections and check who is at their ends, with keys in RUN_DIR/keys",
-    )
-    parser.add_argument(
-        "--threads-per-node", type=int, default=1, metavar="N", help="default %(default)s"
-    )
-    parser.add_argument(
-        "--run-dir", type=Path, metavar="FOLDER", help="for logs; default: a temporary one"
-    )
-    parser.add_argument(
-        "--drain-s", type=float, default=30.0, metavar="X", help="patience with Ctrl-C, in seconds"
-    )
-
-
-def run(args: argparse.Namespace, node_args: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Exit status: 0 after Ctrl-C and a clean drain, else 1. Raises ValueError."""
+    node_args = translate(args.others)
+    if args.check or args.dump_config:
+        return report(args, node_args)
     started = time.monotonic()
     # A shell that starts us in the background would have us ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -117,6 +73,27 @@ def make_cluster(args: argparse.Namespace, node_args: Sequence[str]) -> LocalClu
         drain_s=args.drain_s,
         secure=args.secure,
     )
+
+
+def report(args: argparse.Namespace, node_args: Sequence[str]) -> int:
+    """`--check` and `--dump-config`: what each kind of process says of its flags; 1 where one
+    could not start."""
+    args.secure = False  # its keys are made by the start
+    cluster = make_cluster(args, node_args)
+    plans = {plan.module: plan for plan in cluster.plans.values()}
+    if args.dump_config:
+        del plans["decode_node"]  # its table is the prefill node's
+    status = 0
+    for module, plan in sorted(plans.items()):
+        flag = "--dump-config" if args.dump_config else "--check"
+        if args.check:
+            print(f"{module}:", flush=True)
+        command = [sys.executable, "-P", "-m", module, *plan.flags, flag]
+        done = subprocess.run(command, env=child_environment(os.environ, 1), check=False)
+        status = max(status, min(done.returncode, 1))
+        print(flush=True)
+    cluster.stop()  # removes the folder for logs that was made for it
+    return status
 
 
 def watch(cluster: LocalCluster) -> int:

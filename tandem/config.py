@@ -3,23 +3,30 @@
 A field is written `num_pages: Annotated[int, Help("KV pages of the pool")] = 512`; one without a
 default is required. `--num-pages`, `TANDEM_NUM_PAGES` and `num_pages` in a TOML file (the process's
 table first, then `[common]`) follow from it; the first of these that is given wins. Types: str,
-int, float, bool, Literal, tuple[str, ...] and any of these or None.
+int, float, bool, Literal, tuple[str, ...] and any of these or None. `--dump-config` prints what
+came of it, `--check` what keeps the process from starting.
 """
 
 import argparse
 import dataclasses
 import math
 import os
+import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union
 
 import msgspec
+
+from tandem import config_file
+from tandem.checks import Check, render_checks
+from tandem.config_file import Setting
+from tandem.foreign_flags import translate
 
 ENV_PREFIX = "TANDEM_"
 COMMON_TABLE = "common"
@@ -106,22 +113,35 @@ def load_config(
     prog: str,
     section: str,
     env: Mapping[str, str] = os.environ,
+    check: Callable[[C], Sequence[Check]] = lambda config: (),
 ) -> C:
     """The config of this process: flag, else variable, else file, else default.
 
-    `section` is the process's table in the file. Exits with status 2 and one clear line where a
-    value is missing or wrong, with status 0 after `--help`.
+    `section` is the process's table in the file; `check` is what `--check` runs. Exits with status
+    2 and one clear line where a value is missing or wrong, with status 0 after `--help` and
+    `--dump-config`, with 0 or 1 after `--check`.
     """
     fields = fields_of(config_class)
     parser = make_parser(config_class, fields, prog=prog, section=section)
-    flags = vars(parser.parse_args(argv))
-    path = flags.pop("config", None) or env.get(CONFIG_VARIABLE)
     try:
+        argv = translate(argv, [field.flag for field in fields])
+        flags = vars(parser.parse_args(argv))
+        is_dump, is_check = flags.pop("dump_config", False), flags.pop("check", False)
+        path = flags.pop("config", None) or env.get(CONFIG_VARIABLE)
         tables = _read_tables(Path(path), section, fields) if path else []
-        values = dict(_resolve(fields, flags, env, tables))
-        return config_class(**values)
+        settings = list(_resolve(fields, flags, env, tables))
+        config = config_class(**{setting.name: setting.value for setting in settings})
     except ValueError as error:
         parser.error(str(error))
+    if is_dump:
+        text = config_file.dump(settings, section=section, title=f"{prog}, resolved")
+        sys.stdout.write(f"{text}\n")
+        parser.exit(0)
+    if is_check:
+        checks = check(config)
+        sys.stdout.write(f"{render_checks(checks)}\n")
+        parser.exit(1 if any(done.status == "fail" for done in checks) else 0)
+    return config
 
 
 def make_parser(
@@ -139,12 +159,20 @@ def make_parser(
         description=summary,
         epilog=f"Each flag has an environment variable, and a key of the same name in the file's "
         f"tables [{section}] and [{COMMON_TABLE}]. Flags win over variables, variables over the "
-        f"file. 'none' unsets an optional value.",
+        f"file. 'none' unsets an optional value. Names that vLLM's users know: docs/cli.md.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument(
         CONFIG_FLAG, metavar="FILE", help=f"TOML file with these settings [{CONFIG_VARIABLE}]"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="say whether it could start, and do not start it"
+    )
+    parser.add_argument(
+        "--dump-config",
+        action="store_true",
+        help="print all settings and where each comes from, as a file for --config",
     )
     for field in fields:
         _add_flag(parser, field)
@@ -212,19 +240,22 @@ def _resolve(
     flags: Mapping[str, Any],
     env: Mapping[str, str],
     tables: Sequence[tuple[str, Mapping[str, Any]]],
-) -> Iterator[tuple[str, Any]]:
-    """Name and value of each field that was given. Raises ValueError for a bad or missing one."""
+) -> Iterator[Setting]:
+    """Each field's value and its source. Raises ValueError for a bad or missing one."""
     for field in fields:
         table = next((entry for entry in tables if field.name in entry[1]), None)
         if field.name in flags:
-            yield field.name, _convert(field, flags[field.name], field.flag, is_text=True)
+            given, source, is_text = flags[field.name], field.flag, True
         elif env.get(field.variable):
-            yield field.name, _convert(field, env[field.variable], field.variable, is_text=True)
+            given, source, is_text = env[field.variable], field.variable, True
         elif table is not None:
-            source = f"{table[0]} {field.name}"
-            yield field.name, _convert(field, table[1][field.name], source, is_text=False)
+            given, source, is_text = table[1][field.name], f"{table[0]} {field.name}", False
         elif field.default is dataclasses.MISSING:
             raise ValueError(f"{field.flag} is required: {field.text}")
+        else:
+            yield Setting(field.name, field.default, "default")
+            continue
+        yield Setting(field.name, _convert(field, given, source, is_text=is_text), source)
 
 
 def _convert(field: ConfigField, given: Any, source: str, *, is_text: bool) -> Any:  # noqa: ANN401

@@ -1,12 +1,31 @@
 """What the asyncio shell of every process does: stop on signals, run loops until then, log."""
 
 import asyncio
+import dataclasses
 import logging
+import os
 import signal
+import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from tandem.log_lines import PrintableFormatter
+from tandem.log_lines import JsonLines, TextLines
+
+logger = logging.getLogger(__name__)
+
+
+class LogConfig(Protocol):
+    """What a process's config says of its log."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def log_level(self) -> str:
+        """The least severe level that is shown."""
+
+    @property
+    def log_format(self) -> str:
+        """`text` or `json`."""
 
 
 def stop_on_signals() -> asyncio.Event:
@@ -35,8 +54,23 @@ async def run_until(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> N
         await asyncio.gather(*tasks, stopped, return_exceptions=True)
 
 
-def log_to_stderr(level: str) -> None:
-    """Show log lines from `level` on, one line each; standard output is for results."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+class Log:
+    """The log of this process, on standard error: standard output is for results."""
+
+    def __init__(self, config: LogConfig, role: str) -> None:
+        self._role = role
+        is_coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        self._lines: TextLines | JsonLines = (
+            JsonLines(role)
+            if config.log_format == "json"
+            else TextLines(role, is_coloured=is_coloured)
+        )
+        handler = logging.StreamHandler()
+        handler.setFormatter(self._lines)
+        logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+        for field in dataclasses.fields(config):
+            logger.debug("config: %s = %r", field.name, getattr(config, field.name))
+
+    def name(self, name: str) -> None:
+        """From now on lines have the process's name beside its role."""
+        self._lines.member = f"{self._role} {name}"

@@ -24,7 +24,6 @@ from tandem.messages.placement import ClassCounts
 from tandem.sockets import Link
 from tandem.tables import format_table
 
-DEFAULT_COORDINATOR = "tcp://127.0.0.1:7300"
 ANSWER_S = 5.0
 PAGE_STATES = PageCounts.__struct_fields__
 

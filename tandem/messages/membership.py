@@ -83,7 +83,8 @@ class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `num_decode_tokens`: contexts of its decode rows together. Since its start: `num_preempted`
     preemptions, `num_wasted_tokens` whose KV was dropped and computed again, `busy_s` in steps,
-    `num_transfers_done` and `_failed` hand-offs sent and the bytes of those. Residents hold
+    `num_transfers_done` and `_failed` hand-offs sent and the bytes of those, `num_prompt_tokens` of
+    prompts computed and `num_cached_tokens` of prompts found in its cache. Residents hold
     `num_held_pages` pages, in which they keep the KV of `num_held_tokens` tokens.
     """
 
@@ -109,6 +110,8 @@ class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_transfers_done: Counter = 0
     num_transfers_failed: Counter = 0
     transfer_bytes: Counter = 0
+    num_prompt_tokens: Counter = 0
+    num_cached_tokens: Counter = 0
 
 
 class CacheDelta(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
