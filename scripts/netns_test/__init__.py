@@ -1,0 +1,1 @@
+"""Two hosts that are network namespaces: `scripts/test_netns`."""
