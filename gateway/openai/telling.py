@@ -1,0 +1,152 @@
+"""From the ledger's words to what is written: events of a call's answers, and their frames."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from gateway.http.errors import ApiError
+from gateway.openai.choices import Choices, Word
+from gateway.openai.chunks import DONE, Tally, error_frame
+from gateway.openai.reading import Begun, Ending, Event, Piece, Reader
+from tandem.messages.client import Accepted, Done
+
+logger = logging.getLogger(__name__)
+
+
+class Chunks(Protocol):
+    """Frames of a streamed answer; empty where there is nothing to say."""
+
+    def begin(self, index: int, begun: Begun) -> bytes:
+        """A choice was accepted."""
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """More of it."""
+
+    def end(self, index: int, ending: Ending) -> bytes:
+        """It is over."""
+
+    def usage(self) -> bytes:
+        """All are over."""
+
+
+class Told(Protocol):
+    """What the choices of a call say, in the order in which it comes."""
+
+    async def next(self) -> tuple[int, Event] | None:
+        """None when all is said. Raises ApiError."""
+
+    async def settle(self, within_s: float) -> None:
+        """Wait until tokens come, for this long at most. Raises ApiError."""
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+
+
+class Telling:
+    """Reads choices. `readers`: one for each."""
+
+    def __init__(self, choices: Choices, readers: Sequence[Reader], tally: Tally) -> None:
+        self._choices = choices
+        self._readers = readers
+        self._tally = tally
+        self._waiting: deque[tuple[int, Event]] = deque()
+        self._asked: asyncio.Task[tuple[int, Word] | None] | None = None
+
+    async def next(self) -> tuple[int, Event] | None:
+        """See `Told`."""
+        if self._waiting:
+            return self._waiting.popleft()
+        asked, self._asked = self._asked, None
+        item = await (self._choices.next() if asked is None else asked)
+        return None if item is None else self._event(*item)
+
+    def _event(self, index: int, word: Word) -> tuple[int, Event]:
+        reader, tally = self._readers[index], self._tally
+        if isinstance(word, Accepted):
+            tally.prompt(index, word.num_prompt_tokens)
+            return index, Begun(word.num_prompt_tokens, f"fp_{word.model_fingerprint[:16]}")
+        if isinstance(word, Done):
+            tally.ended(index, word.usage)
+            return index, reader.done(word)
+        piece = reader.output(word)
+        tally.tokens(len(piece.token_ids))
+        if reader.stop_string is not None:
+            self._choices.end(index)
+            self._waiting.append((index, reader.end_at_stop()))
+        return index, piece
+
+    async def settle(self, within_s: float) -> None:
+        """See `Told`."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        early: list[tuple[int, Event]] = []
+        while not any(isinstance(event, Piece | Ending) for _, event in early):
+            if self._asked is None:
+                self._asked = asyncio.create_task(self._next_word())
+            left_s = deadline - asyncio.get_running_loop().time()
+            if not (await asyncio.wait({self._asked}, timeout=max(0.0, left_s)))[0]:
+                break
+            event = await self.next()
+            assert event is not None, "an answer has tokens, or an end"
+            early.append(event)
+            early += self._waiting
+            self._waiting.clear()
+        self._waiting.extendleft(reversed(early))
+
+    async def _next_word(self) -> tuple[int, Word] | None:
+        return await self._choices.next()
+
+    def close(self) -> None:
+        """See `Told`."""
+        if self._asked is not None and not self._asked.cancel() and not self._asked.cancelled():
+            self._asked.exception()  # nobody else will look at it
+        self._choices.close()
+
+
+class Silence:
+    """Answers without tokens of their own, for prompts of these lengths."""
+
+    def __init__(self, prompt_lengths: Sequence[int], tally: Tally) -> None:
+        self._events: deque[tuple[int, Event]] = deque()
+        for number, length in enumerate(prompt_lengths):
+            for index in range(number * tally.num_choices, (number + 1) * tally.num_choices):
+                tally.prompt(index, length)
+                self._events += [(index, Begun(length)), (index, Ending("length"))]
+
+    async def next(self) -> tuple[int, Event] | None:
+        """See `Told`."""
+        return self._events.popleft() if self._events else None
+
+    async def settle(self, within_s: float) -> None:
+        """See `Told`."""
+
+    def close(self) -> None:
+        """See `Told`."""
+
+
+async def frames(told: Told, chunks: Chunks) -> AsyncIterator[bytes]:
+    """Of a streamed answer. It always ends with `[DONE]`, after an error, too."""
+    try:
+        while (event := await told.next()) is not None:
+            index, what = event
+            match what:
+                case Piece():
+                    yield chunks.piece(index, what)
+                case Begun():
+                    if begun := chunks.begin(index, what):
+                        yield begun
+                case Ending():
+                    yield chunks.end(index, what)
+    except ApiError as error:
+        told.close()
+        yield error_frame(error)
+    except Exception:  # an error of ours: the caller must not wait for ever
+        logger.exception("a stream broke off")
+        told.close()
+        text = "the gateway failed on this request: its log says why"
+        yield error_frame(ApiError(500, text, code="internal"))
+    else:
+        if usage := chunks.usage():
+            yield usage
+    yield DONE
