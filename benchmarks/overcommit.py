@@ -25,7 +25,7 @@ from node.ledger import PageLedger
 from node.resident import Resident
 from node.runner import Sampled, StepResult
 from node.state import NodeIdentity, NodeState
-from prefill_node.guest import PrefillGuest
+from prefill_node.role import SharedPrefill
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.fifo import FifoPrefill
@@ -76,7 +76,7 @@ def make_node(num_pages: int, overcommit: Overcommit) -> Node:
     preemption = Preemption(state, None, PreemptionOptions("recompute"), start_local=start_local)
     incoming = IncomingTransfers(state.pool, LAYOUT, incarnation=1)
     decode = DecodeGuest(state, incoming, preemption, start_local=start_local)
-    prefill = PrefillGuest(
+    prefill = SharedPrefill(
         state,
         OutgoingTransfers(LAYOUT.page_size),
         FifoPrefill(),

@@ -115,7 +115,8 @@ class Admission:
         self._held.remove(key)
         if self._placements.forget(key):
             self._flow.note_ended(now)
-            self._placements.note_length(report.num_output_tokens)
+            if not report.is_evaluation:
+                self._placements.note_length(report.num_output_tokens)
         return self.release(now)
 
     def forget_gateway(self, gateway_id: str) -> int:

@@ -45,7 +45,7 @@ class Balancing:
 
     def __init__(self, members: Members, *, mode: Mode, dwell_s: float, now: float) -> None:
         self._members = members
-        self._mode = mode
+        self.mode = mode
         self._dwell_s = dwell_s
         self._balancer = Balancer(dwell_s)
         self._meter = TrafficMeter(dwell_s, now)
@@ -86,7 +86,7 @@ class Balancing:
 
     def ended(self, report: RequestEnded) -> None:
         """A request ended."""
-        if report.reason in ("stop", "length"):
+        if report.reason in ("stop", "length") and not report.is_evaluation:
             self._meter.ended(report.num_output_tokens)
 
     def ordered(self, node: NodeRecord, now: float) -> None:
@@ -114,13 +114,13 @@ class Balancing:
 
     def cooldown_s(self, now: float) -> float | None:
         """How long roles stay as they are unless there is a hurry; None: they always do."""
-        return self._balancer.cooldown_s(now) if self._mode == "on" else None
+        return self._balancer.cooldown_s(now) if self.mode == "on" else None
 
     # --- deciding ---------------------------------------------------------------------------
 
     def tick(self, now: float) -> tuple[list[str], list[NodeRecord]]:
         """Decide once in a period: lines for the log, and nodes that have a new order."""
-        if self._mode == "off" or now < self._next_at:
+        if self.mode == "off" or now < self._next_at:
             return [], []
         self._next_at = now + PERIOD_S
         records = [node for node in self._members.nodes.values() if not node.draining]
@@ -145,7 +145,7 @@ class Balancing:
         problem = explain_last(self._members, node, weights)
         if problem is not None:
             return _said(self.say("kept", f"{turns} is not possible: {problem}", now)), None
-        if self._mode == "observe":
+        if self.mode == "observe":
             return _said(self.say("observed", f"would turn {turns}: {change.reason}", now)), None
         self._members.order_roles(node, weights)
         return _said(self.say("roles", f"turns {turns}: {change.reason}", now)), node

@@ -41,6 +41,7 @@ class _Placed:
     tpot_s: float
     ends_at: float
     admitted: Admitted
+    is_evaluation: bool = False  # nothing of it is counted for a decode pool
 
 
 class Placements:
@@ -138,7 +139,9 @@ class Placements:
         )
         num_tokens = by_id[prefill.ref.node_id].num_new_tokens(demand)
         num_pages = by_id[decode.ref.node_id].num_new_pages(demand)
-        if prefill is decode:
+        if demand.is_evaluation:
+            self._share(request, prefill, Share(now, num_tokens, 0, 0))
+        elif prefill is decode:
             self._share(request, decode, Share(now, num_tokens, 1, num_pages))
         else:
             self._share(request, prefill, Share(now, num_tokens, 0, 0))
@@ -153,11 +156,13 @@ class Placements:
             tpot_s=demand.tpot_s,
             ends_at=now + admitted.predicted.ends_after_s,
             admitted=admitted,
+            is_evaluation=demand.is_evaluation,
         )
         self._live[key_of(request)] = placed
         self._tenants.add(request.tenant, request.tenant_weight)
-        self._count_live(placed, 1)
-        self._forecast.add(chosen.decode, placed.ends_at)
+        if not placed.is_evaluation:
+            self._count_live(placed, 1)
+            self._forecast.add(chosen.decode, placed.ends_at)
         return answer
 
     def is_known(self, request: Place) -> bool:
@@ -207,6 +212,7 @@ class Placements:
             tpot_s=targets.tpot_ms / 1e3,
             waited_s=request.waited_s,
             prediction=request.prediction,
+            is_evaluation=request.is_evaluation,
         )
 
     def is_entitled(self, request: Place) -> bool:
@@ -269,8 +275,9 @@ class Placements:
         if known is None:
             return False
         self._tenants.remove(known.tenant)
-        self._forecast.remove(known.answer.decode.node_id, known.ends_at)
-        self._count_live(known, -1)
+        if not known.is_evaluation:
+            self._forecast.remove(known.answer.decode.node_id, known.ends_at)
+            self._count_live(known, -1)
         for ref in (known.answer.prefill, known.answer.decode):
             node = None if ref is None else self._members.nodes.get(ref.node_id)
             if node is not None:
@@ -281,7 +288,8 @@ class Placements:
     def decoding_on(self, node_id: str) -> Iterator[tuple[str, Movable]]:
         """Live requests of a decode node, each with its gateway; some may not have begun."""
         for (_, request_id), placed in self._live.items():
-            if placed.answer.decode.node_id == node_id and not placed.is_suspect:
+            is_fixed = placed.is_suspect or placed.is_evaluation
+            if placed.answer.decode.node_id == node_id and not is_fixed:
                 yield placed.gateway_id, Movable(request_id, placed.attempt, placed.num_pages)
 
     def forget_gateway(self, gateway_id: str) -> int:

@@ -12,9 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from node.runner import SampleRequest, SequenceStep, StepBatch
+from node.runner import ChunkQuestion, SampleRequest, SequenceStep, StepBatch
 
 Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRows:
+    """Rows `begin : end` of a batch are the chunk of StepBatch.sequences[sequence_id]."""
+
+    sequence_id: int
+    begin: int
+    end: int
+    question: ChunkQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +35,8 @@ class Batch:
     block_tables int32 [S, max_pages]; query_starts int32 [S + 1]; context_lens int32 [S] counts a
     sequence's tokens up to its last row; the first `num_decode` sequences have exactly one row.
     sample_rows int64 [N] are the rows whose logits are wanted, in the order of `requests`, and
-    `sequence_ids[i]` is the index in StepBatch.sequences that request i belongs to.
+    `sequence_ids[i]` is the index in StepBatch.sequences that request i belongs to. `asked` are the
+    chunks with questions.
     """
 
     token_ids: torch.Tensor
@@ -39,6 +50,7 @@ class Batch:
     num_decode: int
     requests: tuple[SampleRequest, ...]
     sequence_ids: tuple[int, ...]
+    asked: tuple[AskedRows, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -62,9 +74,15 @@ def build_batch(step: StepBatch, page_size: int, scratch_page: int, device: torc
     positions = rows + np.repeat(starts - query_starts[:-1], counts)
     page_ids = tables[np.repeat(np.arange(len(sequences)), counts), positions // page_size]
     place = {original: slot for slot, original in enumerate(order)}
+    place = {i: at + (len(padding) if at >= num_single else 0) for i, at in place.items()}
     sampled = [i for i, sequence in enumerate(step.sequences) if sequence.sample is not None]
-    slots = [place[i] + (len(padding) if place[i] >= num_single else 0) for i in sampled]
+    slots = [place[i] for i in sampled]
     sample_rows = query_starts[1:][slots].astype(np.int64) - 1
+    asked = [
+        AskedRows(i, int(query_starts[place[i]]), int(query_starts[place[i] + 1]), each.question)
+        for i, each in enumerate(step.sequences)
+        if each.question is not None
+    ]
 
     def tensor(array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
@@ -81,6 +99,7 @@ def build_batch(step: StepBatch, page_size: int, scratch_page: int, device: torc
         num_decode=num_single + len(padding),
         requests=tuple(s.sample for s in step.sequences if s.sample is not None),
         sequence_ids=tuple(sampled),
+        asked=tuple(asked),
     )
 
 

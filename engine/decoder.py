@@ -3,7 +3,7 @@
 The families differ in biases, head norms, RoPE scaling, windows and tied embeddings only, which all
 are fields of `ModelConfig`. Weights come by their Hugging Face names; everything about a step
 is in the `Batch` argument; the operations are an `Ops` bundle. Logits are computed for the rows
-that sample, and for no others.
+that sample, and for no others. A checkpoint with a classification head has that in place of logits.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,6 +36,14 @@ class DecoderLayer:
     window: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class States:
+    """Rows behind the last layer [T, hidden]; the last norm is of their sum."""
+
+    hidden: torch.Tensor
+    residual: torch.Tensor
+
+
 class Decoder:
     """tokens -> logits; K and V of every row go to the pages that the batch names."""
 
@@ -44,15 +52,17 @@ class Decoder:
         self._ops = ops
         self._embedding = weights["model.embed_tokens.weight"]
         self._norm = weights["model.norm.weight"]
-        tied = config.tie_word_embeddings
-        head = self._embedding if tied else weights["lm_head.weight"]
-        self._head = ops.make_linear(head)
+        self._head = ops.make_linear(_head(config, weights))
         self._layers = tuple(_layers(config, weights, ops))
-        self._rotary = rotary_table(config, max_model_len).to(head.device)
+        self._rotary = rotary_table(config, max_model_len).to(self._norm.device)
         self._scale = config.head_dim**-0.5
 
     def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor:
         """Logits [N, vocab] of `batch.sample_rows`; pool [P, L, 2, Hkv, page, D] is written to."""
+        return self.head(self.normed(self.states(batch, pool), batch.sample_rows))
+
+    def states(self, batch: Batch, pool: torch.Tensor) -> States:
+        """All rows of the batch behind the last layer; the pool is written to."""
         ops, eps = self._ops, self._config.rms_norm_eps
         hidden = functional.embedding(batch.token_ids, self._embedding)
         residual: torch.Tensor | None = None
@@ -63,9 +73,21 @@ class Decoder:
             normed, residual = ops.rms_norm(hidden, layer.mlp_norm, eps, residual)
             hidden = layer.down(ops.silu_and_mul(layer.gate_up(normed)))
         assert residual is not None, "a decoder has at least one layer"
-        rows = batch.sample_rows
-        normed, _ = ops.rms_norm(hidden[rows], self._norm, eps, residual[rows])
+        return States(hidden, residual)
+
+    def normed(self, states: States, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Final hidden states [N, hidden] of some rows."""
+        eps = self._config.rms_norm_eps
+        return self._ops.rms_norm(states.hidden[rows], self._norm, eps, states.residual[rows])[0]
+
+    def head(self, normed: torch.Tensor) -> torch.Tensor:
+        """Logits [N, vocab] of final hidden states, or [N, labels] of a classification head."""
         return self._head(normed)
+
+    @property
+    def num_labels(self) -> int:
+        """Of the classification head; 0: it has none, and generates."""
+        return self._config.num_labels
 
     def _attend(
         self, layer: DecoderLayer, index: int, qkv: torch.Tensor, batch: Batch, pool: torch.Tensor
@@ -96,6 +118,12 @@ def kv_layout(config: ModelConfig, page_size: int, dtype: ModelDtype) -> KVLayou
         page_size=page_size,
         dtype=dtype,
     )
+
+
+def _head(config: ModelConfig, weights: Weights) -> torch.Tensor:
+    if config.num_labels:
+        return weights["score.weight"]
+    return weights["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
 
 
 def _layers(config: ModelConfig, weights: Weights, ops: Ops) -> Iterator[DecoderLayer]:

@@ -84,6 +84,7 @@ def build_device(
         dtype=built.runner.layout.dtype,
         max_model_len=built.max_model_len,
         vocab_size=model_config.vocab_size,
+        num_labels=model_config.num_labels,
     )
     identity = NodeIdentity(
         node_id=node_id,

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from engine.batch import build_batch
-from engine.decoder import Decoder
+from engine.batch import Batch, build_batch
+from engine.decoder import Decoder, States
+from engine.evaluation import answer
 from engine.kv_pool import KVPool
 from node.runner import Sampled, SampleRequest, StepBatch, StepResult
 from tandem.layout import KVLayout
@@ -39,9 +40,14 @@ class TorchRunner:
         """The KV pool, for transports that copy pages."""
         return self._pool
 
+    @property
+    def generates(self) -> bool:
+        """Whether it draws tokens; a model with a classification head only answers questions."""
+        return self._decoder.num_labels == 0
+
     def logits(self, step: StepBatch) -> torch.Tensor:
         """Logits [N, vocab] of the sequences that sample, in their order; writes their KV."""
-        return self._forward(step)[0]
+        return self._logits(*self._forward(step))
 
     def run(self, batch: StepBatch) -> StepResult:
         """Compute one step and draw; returns when all of it is done, on the device too.
@@ -52,20 +58,24 @@ class TorchRunner:
         sampled: list[Sampled | None] = [None] * len(batch.sequences)
         if batch.num_tokens == 0:
             return StepResult(tuple(sampled))
-        logits, requests, sequence_ids = self._forward(batch)
-        if requests:
-            drawn = self._sample(logits, requests)
-            for sequence_id, result in zip(sequence_ids, drawn, strict=True):
+        flat, states = self._forward(batch)
+        with torch.inference_mode():
+            for asked in flat.asked:
+                sampled[asked.sequence_id] = answer(self._decoder, states, asked)
+        if flat.requests:
+            drawn = self._sample(self._logits(flat, states), flat.requests)
+            for sequence_id, result in zip(flat.sequence_ids, drawn, strict=True):
                 sampled[sequence_id] = result
         elif self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         return StepResult(tuple(sampled))
 
-    def _forward(
-        self, step: StepBatch
-    ) -> tuple[torch.Tensor, tuple[SampleRequest, ...], tuple[int, ...]]:
+    def _forward(self, step: StepBatch) -> tuple[Batch, States]:
         pool = self._pool
         with torch.inference_mode():
             batch = build_batch(step, pool.layout.page_size, pool.scratch_page, self._device)
-            logits = self._decoder.forward(batch, pool.tensor)
-        return logits, batch.requests, batch.sequence_ids
+            return batch, self._decoder.states(batch, pool.tensor)
+
+    def _logits(self, batch: Batch, states: States) -> torch.Tensor:
+        with torch.inference_mode():
+            return self._decoder.head(self._decoder.normed(states, batch.sample_rows))

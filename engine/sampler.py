@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from engine.grammar import BoolArray, Grammars
-from engine.noise import WEIGHT_BITS, Float64Array, boltzmann_weights
-from engine.sampler_cpu import adjust, draw, top_tokens
+from engine.logprobs import token_logprobs
+from engine.noise import Float64Array
+from engine.sampler_cpu import adjust, draw
 from engine.sampler_reference import Draws, adjust_reference, draw_reference
 from node.runner import Int32Array, Sampled, SampleRequest
 from tandem.sampling import (
@@ -279,12 +280,5 @@ def _with_logprobs(token_id: int, logits: Float64Array, num_top: int | None) -> 
     """`num_top` None: no log-probabilities; else the token's and the `num_top` largest."""
     if num_top is None:
         return Sampled(token_id=token_id)
-    largest = logits.max()
-    total = int(boltzmann_weights(logits - largest).sum())
-    log_total = math.log(total) - WEIGHT_BITS * math.log(2.0)
-    top_ids = top_tokens(logits, num_top).tolist() if num_top else []
-    return Sampled(
-        token_id=token_id,
-        logprob=float(logits[token_id] - largest - log_total),
-        top_logprobs=tuple((i, float(logits[i] - largest - log_total)) for i in top_ids),
-    )
+    logprob, top = token_logprobs(token_id, logits, num_top)
+    return Sampled(token_id=token_id, logprob=logprob, top_logprobs=top)

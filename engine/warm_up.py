@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.runner import TorchRunner
-from node.runner import SampleRequest, SequenceStep, StepBatch
+from node.runner import ChunkQuestion, SampleRequest, SequenceStep, StepBatch
 from tandem.sampling import SamplingParams
 
 NUM_REPEATS = 2
@@ -53,10 +53,12 @@ def _draw(runner: TorchRunner) -> None:
 
 
 def _prompt(runner: TorchRunner, num_tokens: int, params: SamplingParams) -> SequenceStep:
-    """A prompt whose KV goes to the scratch page."""
+    """A prompt whose KV goes to the scratch page; it is classified where nothing can be drawn."""
     nothing = np.zeros(0, np.int32)
     table = np.full(runner.layout.num_pages_for(num_tokens), runner.pool.scratch_page, np.int32)
     tokens = np.zeros(num_tokens, np.int32)
+    if not runner.generates:
+        return SequenceStep(tokens, 0, table, None, ChunkQuestion("classes"))
     request = SampleRequest(params, 0, 0, 0, nothing, nothing, ())
     return SequenceStep(tokens, 0, table, request)
 

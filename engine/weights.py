@@ -22,6 +22,7 @@ Progress = Callable[[int, int], None]
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
+CLASSIFIER = "score.weight"
 KNOWN_EXTRA_SUFFIX = ".rotary_emb.inv_freq"  # written by old transformers, derived from the config
 FLOAT_DTYPES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # safetensors name: bytes per number
 MAX_NAMES_LISTED = 5
@@ -83,7 +84,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         prefix = f"model.layers.{layer}."
         shapes |= {prefix + name: shape for name, shape in _layer_shapes(config).items()}
     shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
+    if config.num_labels:
+        shapes[CLASSIFIER] = (config.num_labels, hidden)
+    elif not config.tie_word_embeddings:
         shapes[LM_HEAD] = (config.vocab_size, hidden)
     return shapes
 

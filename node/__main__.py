@@ -41,7 +41,7 @@ from node.peers import Owners
 from node.resident import Resident
 from node.shell import ALLOWED, COORDINATOR_MESSAGES, PEER_MESSAGES, NodeShell
 from node.state import NodeIdentity, NodeState
-from prefill_node.guest import PrefillGuest
+from prefill_node.role import SharedPrefill
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.batch.options import split_options
 from scheduling.costs import UNKNOWN_COSTS
@@ -156,7 +156,7 @@ def compose_core(config: NodeConfig, device: Device, swap: Swap | None) -> NodeC
     )
     incoming = IncomingTransfers(state.pool, identity.layout, incarnation=identity.incarnation)
     decode = DecodeGuest(state, incoming, preemption, start_local=start_local)
-    prefill = PrefillGuest(
+    prefill = SharedPrefill(
         state,
         OutgoingTransfers(identity.layout.page_size),
         make_prefill_policy(config.prefill_policy, split_options(config.prefill_option, "prefill")),

@@ -17,7 +17,7 @@ from node.refusals import explain_closed, explain_contradiction, explain_invalid
 from node.runner import StepBatch, StepResult
 from node.state import NodeState
 from scheduling.views import BatchPolicy, NodeView, RequestKey, Services, StepPlan
-from tandem.messages import handoff, serving
+from tandem.messages import evaluation, handoff, serving
 from tandem.messages.common import NodeRef
 from tandem.messages.membership import NodeLoad, RoleWeights
 
@@ -181,6 +181,9 @@ class NodeCore:
                 actions = self._cancel((request_id, attempt), now)
                 ack = serving.CommandAck(command="cancel", request_id=request_id, attempt=attempt)
                 return [*actions, Reply(peer, ack)]
+            case evaluation.EvaluatePrompt() | evaluation.EvaluationOver():
+                is_open = self._limits.weights.prefill > 0
+                return self._prefill.evaluate(peer, message, now, is_open=is_open)
             case serving.AskAttempt(request_id=request_id, attempt=attempt):
                 return [Reply(peer, self._status_of(peer, (request_id, attempt)))]
             case serving.EmissionAck():

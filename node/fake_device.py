@@ -55,6 +55,7 @@ def build_device(
         dtype=FAKE_LAYOUT.dtype,
         max_model_len=config.max_model_len or model_config.max_position_embeddings,
         vocab_size=model_config.vocab_size,
+        num_labels=model_config.num_labels,
     )
     identity = NodeIdentity(
         node_id=node_id,

@@ -12,11 +12,20 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from node.runner import Sampled, SequenceStep, StepBatch, StepResult
+from node.runner import (
+    SUM_BITS,
+    ChunkQuestion,
+    ChunkValues,
+    Sampled,
+    SequenceStep,
+    StepBatch,
+    StepResult,
+)
 from scheduling.costs import step_s, step_shape
 from tandem.layout import KVLayout
 from tandem.messages.common import NodeCosts
 
+FAKE_VECTOR_SIZE = 4
 FAKE_LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=1, page_size=16, dtype="float32")
 
 
@@ -75,7 +84,7 @@ class FakeRunner:
         pages = sequence.block_table[positions // size]
         self._tokens[pages, positions % size] = sequence.token_ids
         self._positions[pages, positions % size] = positions
-        if sequence.sample is None:
+        if sequence.sample is None and sequence.question is None:
             return None
         end = sequence.start + len(sequence.token_ids)
         table = sequence.block_table[: -(-end // size)]
@@ -83,6 +92,9 @@ class FakeRunner:
         told = self._positions[table].reshape(-1)[:end]
         if not np.array_equal(told, np.arange(end)):
             return Sampled(0, error="the KV pages hold positions of another history")
+        if sequence.question is not None:
+            return Sampled(0, values=fake_values(sequence, sequence.question, history))
+        assert sequence.sample is not None, "one of the two is there"
         has_logprobs = sequence.sample.params.logprobs is not None
         token_id = fake_token(history, self._vocab_size)
         return Sampled(token_id, logprob=0.0 if has_logprobs else None)
@@ -98,4 +110,40 @@ def batch_s(costs: NodeCosts, batch: StepBatch) -> float:
 
 def fake_token(history: NDArray[np.int32], vocab_size: int) -> int:
     """The token after `history`: what a test expects of any run, on any node, in any batch."""
-    return zlib.crc32(np.ascontiguousarray(history, dtype="<i4").tobytes()) % vocab_size
+    return _hash(history) % vocab_size
+
+
+def fake_vector(history: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The "hidden state" of the last token of `history`."""
+    numbers = [zlib.crc32(b"%d" % i, _hash(history)) for i in range(FAKE_VECTOR_SIZE)]
+    return (np.array(numbers) / 2**31 - 1).astype(np.float32)
+
+
+def fake_logprob(history: NDArray[np.int32], token_id: int) -> float:
+    """Of a token after `history`: from -10 to 0, and all alternatives are the token itself."""
+    return -((_hash(history) ^ token_id) % 1000) / 100
+
+
+def fake_values(
+    sequence: SequenceStep, question: ChunkQuestion, history: NDArray[np.int32]
+) -> ChunkValues:
+    """The answer about a chunk with all tokens up to its end; a sum is of the token ids."""
+    if question.kind == "sum":
+        total = int(sequence.token_ids.sum(dtype=np.int64)) << SUM_BITS
+        return ChunkValues(vector=np.full(FAKE_VECTOR_SIZE, total, np.int64))
+    if question.kind != "logprobs":
+        return ChunkValues(vector=fake_vector(history))
+    first = sequence.start + question.first_row + 1
+    logprobs = [
+        fake_logprob(history[: first + i], int(token_id))
+        for i, token_id in enumerate(question.next_ids)
+    ]
+    chosen = np.array(logprobs, np.float32)
+    top_ids = np.repeat(question.next_ids, question.num_top)
+    return ChunkValues(
+        logprobs=chosen, top_ids=top_ids, top_logprobs=np.repeat(chosen, question.num_top)
+    )
+
+
+def _hash(history: NDArray[np.int32]) -> int:
+    return zlib.crc32(np.ascontiguousarray(history, dtype="<i4").tobytes())

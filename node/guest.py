@@ -14,6 +14,7 @@ from node.resident import Resident
 from node.runner import Sampled, SequenceStep
 from scheduling.views import PreemptMode, RequestKey, SequenceView, Services
 from tandem.messages.common import NodeRef
+from tandem.messages.evaluation import EvaluationCommand
 
 
 class Guest(Protocol):
@@ -80,6 +81,11 @@ class PrefillRole(Guest, Protocol):
 
     def start_local(self, resident: Resident, now: float) -> None:
         """Compute a prompt for the decode guest of this node, without a transfer."""
+
+    def evaluate(
+        self, peer: bytes, message: EvaluationCommand, now: float, *, is_open: bool
+    ) -> list[NodeAction]:
+        """A gateway's command; a new evaluation is taken where the role `is_open`."""
 
     def work(self) -> PrefillWork:
         """What it has to do, and holds."""

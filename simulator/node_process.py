@@ -45,7 +45,7 @@ from node.shell import GATEWAY_DEAD_S, GATEWAY_SILENT_S
 from node.shell import TICK_S as IO_TICK_S
 from node.state import NodeIdentity, NodeState
 from node.step_times import StepTimes
-from prefill_node.guest import PrefillGuest
+from prefill_node.role import SharedPrefill
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.fifo import FifoPrefill
 from scheduling.views import Services
@@ -159,7 +159,7 @@ class NodeProcess:
         self.decode = DecodeGuest(
             self.state, self.incoming, preemption, start_local=self._start_local
         )
-        self.prefill = PrefillGuest(
+        self.prefill = SharedPrefill(
             self.state,
             self.outgoing,
             FifoPrefill(),

@@ -20,6 +20,10 @@ RopeKind = Literal["default", "linear", "llama3", "yarn"]
 ModelDtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 ARCHITECTURES: dict[str, Architecture] = {name: name for name in get_args(Architecture)}
+GENERATES, CLASSIFIES = "ForCausalLM", "ForSequenceClassification"
+CLASSIFIERS = {name.replace(GENERATES, CLASSIFIES): name for name in ARCHITECTURES.values()}
+# Parts of names of models whose tokens see those after them.
+ENCODERS = ("bert", "electra", "mpnet", "xlnet", "t5encoder", "longformer", "bigbird")
 ROPE_KINDS: dict[str, RopeKind] = {name: name for name in get_args(RopeKind)}
 DTYPES: dict[str, ModelDtype] = {name: name for name in get_args(ModelDtype)}
 LAYER_IS_SLIDING = {"full_attention": False, "sliding_attention": True}
@@ -53,7 +57,8 @@ class ModelConfig:
 
     qkv_bias, output_bias: biases of the q, k, v and of the o projection. mlp_bias: biases of gate,
     up and down. qk_norm: RMSNorm over each head's q and k before rotation. sliding_windows[layer]:
-    a query sees that many latest positions, its own included; None sees all.
+    a query sees that many latest positions, its own included; None sees all. num_labels: of a
+    classification head, which is there in place of the one that gives logits; 0 without one.
     """
 
     architecture: Architecture
@@ -76,6 +81,7 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...]
     dtype: ModelDtype
     hidden_act: Literal["silu"] = "silu"
+    num_labels: int = 0
 
 
 class _RopeFields(msgspec.Struct, frozen=True):
@@ -130,6 +136,8 @@ class _ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
     torch_dtype: str | None = None
     hidden_act: str = "silu"
     quantization_config: dict[str, Any] | None = None
+    num_labels: int | None = None
+    id2label: dict[str, Any] | None = None
 
 
 def parse_model_config(content: bytes) -> ModelConfig:
@@ -170,6 +178,7 @@ def parse_model_config(content: bytes) -> ModelConfig:
         tie_word_embeddings=file.tie_word_embeddings,
         sliding_windows=_sliding_windows(file, architecture),
         dtype=_one_of("dtype", file.dtype or file.torch_dtype or "float32", DTYPES),
+        num_labels=_num_labels(file),
     )
     _check(file, config)
     return config
@@ -182,7 +191,21 @@ def _architecture(content: bytes) -> Architecture:
         names = msgspec.json.decode(content, type=_ArchitectureField).architectures or []
     except msgspec.DecodeError as error:
         raise ValueError(f"config.json cannot be read: {error}. Fetch the file again") from error
-    return _one_of("architecture", names[0] if names else "", ARCHITECTURES)
+    name = names[0] if names else ""
+    if any(part in name.lower() for part in ENCODERS):
+        raise ValueError(
+            f"config.json has the architecture {name!r}, an encoder, and only decoders are served: "
+            "for embeddings use a decoder that was trained for them, for ranking one of "
+            f"{', '.join(CLASSIFIERS)}"
+        )
+    return _one_of("architecture", name, ARCHITECTURES | CLASSIFIERS)
+
+
+def _num_labels(file: _ConfigFile) -> int:
+    """Files name the labels, or say nothing of the two that are transformers' default."""
+    if not file.architectures or file.architectures[0] not in CLASSIFIERS:
+        return 0
+    return len(file.id2label or ()) or file.num_labels or 2
 
 
 def _one_of(what: str, value: str, supported: Mapping[str, T]) -> T:

@@ -56,11 +56,14 @@ class EarlyRejection:
             default=prefill,
         )
         if sooner is not prefill and sooner is not decode and sooner.costs is not None:
-            other = self._predict(demand, sooner, decode, ends_in_s, num_output_tokens)
+            pair = sooner if demand.is_evaluation else decode
+            other = self._predict(demand, sooner, pair, ends_in_s, num_output_tokens)
             if not self._is_late(demand, sooner, other):
                 why = f"only {sooner.node_id} has the first token in time"
                 chosen = replace(placement, prefill=sooner.node_id, why=why)
-                return self._unless_slow(demand, chosen, decode, other)
+                if demand.is_evaluation:
+                    chosen = replace(chosen, prefill=None, decode=sooner.node_id)
+                return self._unless_slow(demand, chosen, pair, other)
             prefill, predicted = sooner, other
         return self._late(demand, prefill, predicted)
 
@@ -99,7 +102,9 @@ class EarlyRejection:
     ) -> Admitted | Refusal:
         """Refuse where tokens would come too slowly for the sequences that decode there by then."""
         admitted = Admitted(placement, predicted)
-        if predicted.tpot_s is None or decode.num_sequences == 0 or demand.patience == math.inf:
+        if demand.is_evaluation or predicted.tpot_s is None:
+            return admitted
+        if decode.num_sequences == 0 or demand.patience == math.inf:
             return admitted
         is_kept = predicted.tpot_s <= self.tolerance * demand.tpot_s
         if is_kept or not is_feasible(predicted.alone_tpot_s, demand.tpot_s):

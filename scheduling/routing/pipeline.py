@@ -52,6 +52,8 @@ class Pipeline:
 
     def route(self, demand: Demand, candidates: Sequence[Candidate]) -> Placement | Refusal:
         """See `PlacementPolicy`."""
+        if demand.is_evaluation:
+            return self._evaluation(demand, candidates)
         if demand.move_from is not None:
             source = next((n for n in candidates if n.node_id == demand.move_from), None)
             if source is not None:
@@ -69,6 +71,21 @@ class Pipeline:
         if isinstance(fit_prefill, Refusal):
             return fit_prefill
         return self._pair(demand, fit_prefill, fit_decode)
+
+    def _evaluation(self, demand: Demand, candidates: Sequence[Candidate]) -> Placement | Refusal:
+        """The best node of the prefill pool; no decode node is asked of."""
+        prefills = [n for n in candidates if n.prefill_weight > 0]
+        missing = explain_missing("prefill", prefills, demand)
+        if missing is not None:
+            return missing
+        fit = fitting("prefill", prefills, demand.num_prefill_tokens, demand)
+        if isinstance(fit, Refusal):
+            return fit
+        open_nodes = taking_prompt(fit, demand, self.limits)
+        if not open_nodes:
+            return overloaded("prefill", fit)
+        node = pick_lowest(preferred(open_nodes, demand), self.prefill_scorer, demand)
+        return Placement(prefill=None, decode=node.node_id)
 
     def _move(
         self, demand: Demand, source: Candidate, candidates: Sequence[Candidate]

@@ -20,7 +20,8 @@ class Demand:
     avoid: nodes that failed earlier attempts. is_suspect: two nodes died of it, so it runs alone.
     move_from: a node that holds its KV and shall not decode it any longer. Targets are infinite
     where there are none; `waited_s` had passed since the request came in. ttft_share: the part of
-    the TTFT that it may be predicted to take. A prediction is a hint.
+    the TTFT that it may be predicted to take. A prediction is a hint. is_evaluation: work of
+    prefill alone, which decodes nowhere.
     """
 
     num_prompt_tokens: int
@@ -35,6 +36,7 @@ class Demand:
     ttft_share: float = 1.0
     waited_s: float = 0.0
     prediction: LengthPrediction | None = None
+    is_evaluation: bool = False
 
     @property
     def num_prefill_tokens(self) -> int:
@@ -110,7 +112,10 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`prefill` None: the decode node computes the prompt itself. `why`: in words, for logs."""
+    """`prefill` None: the decode node computes the prompt itself. `why`: in words, for logs.
+
+    An evaluation is on `decode` alone, which is of the prefill pool.
+    """
 
     prefill: str | None
     decode: str

@@ -100,9 +100,7 @@ class EvaluationOver(Message, frozen=True, kw_only=True, forbid_unknown_fields=T
     attempt: Attempt
 
 
-class EvaluationForgotten(
-    Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True
-):
+class EvaluationForgotten(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The node has nothing of the attempt any more."""
 
     request_id: RequestId

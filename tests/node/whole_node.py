@@ -20,7 +20,7 @@ from node.page_store import HostPageStore
 from node.resident import Resident
 from node.runner import Runner
 from node.state import NodeIdentity, NodeState
-from prefill_node.guest import PrefillGuest
+from prefill_node.role import SharedPrefill
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.fifo import FifoPrefill
@@ -103,7 +103,7 @@ class Node:
             self.preemption,
             start_local=start_local,
         )
-        self.prefill = PrefillGuest(
+        self.prefill = SharedPrefill(
             self.state,
             OutgoingTransfers(memory.layout.page_size),
             prefill_policy or FifoPrefill(),
