@@ -17,6 +17,7 @@ from scheduling.routing.placement import Candidate
 from tandem.messages.common import NodeRef
 from tandem.messages.membership import (
     Heartbeat,
+    LinkReport,
     NodeHello,
     NodeLoad,
     PageCounts,
@@ -70,6 +71,7 @@ class NodeRecord:
     peer: bytes
     last_seen: float
     load: NodeLoad | None = None
+    links: tuple[LinkReport, ...] = ()
     draining: bool = False
     is_drain_ordered: bool = False
     last_sequence: int = 0
@@ -287,6 +289,7 @@ class Members:
             record.last_sequence = heartbeat.sequence
             record.load, record.candidate = heartbeat.load, None
             record.in_force = heartbeat.weights or record.in_force
+            record.links = record.links if heartbeat.links is None else heartbeat.links
             record.draining = heartbeat.draining or record.is_drain_ordered
             # What was placed within one heartbeat may still be on its way to the node.
             shown = [k for k, s in record.recent.items() if now - s.placed_at > self._heartbeat_s]

@@ -3,11 +3,13 @@
 from typing import TypeVar
 
 from coordinator.members import GatewayRecord, NodeRecord
-from tandem.messages.membership import GatewayStatus, NodeStatus
+from tandem.messages.membership import GatewayStatus, LinkReport, NodeStatus
 
-# With the longest names and addresses a node takes about 1.5 kB with its costs, a gateway 0.3 kB, a
-# down 2.4 kB at the longest reason and a decision 0.6 kB: together under the 64 KiB of a message.
-STATUS_NODES = 24
+# With the longest names and addresses a node takes about 1.5 kB with its costs and 0.4 kB for each
+# of its links, a gateway 0.3 kB, a down 2.4 kB at the longest reason and a decision 0.6 kB: they
+# are together under the 64 KiB of a message.
+STATUS_NODES = 10
+STATUS_LINKS = 5
 STATUS_GATEWAYS = 24
 STATUS_DOWNS = 5
 STATUS_DECISIONS = 8
@@ -34,7 +36,14 @@ def node_status(record: NodeRecord, num_cached_prefixes: int, now: float) -> Nod
         load=record.load,
         is_slow=record.is_slow,
         num_cached_prefixes=num_cached_prefixes,
+        links=tuple(sorted(record.links, key=_health)[:STATUS_LINKS]),
+        num_links=len(record.links),
     )
+
+
+def _health(link: LinkReport) -> tuple[bool, float]:
+    """Links that do not work come first, then the slowest."""
+    return link.transport is not None, link.bytes_per_s
 
 
 def gateway_status(record: GatewayRecord, now: float) -> GatewayStatus:

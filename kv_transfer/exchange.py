@@ -29,10 +29,12 @@ from kv_transfer.zmq_frames import CurveKeys
 from node.core import FromBulk
 from node.state import NodeIdentity
 from tandem.messages.handoff import OwnerRefused, OwnerWelcome, TransportOffer, WriterHello
+from tandem.messages.membership import LinkReport
 from tandem.sockets import peer_identity
 
 OF_HOSTS, OF_GPUS = ("shared_memory", "zmq"), ("cuda_ipc",)
 RETRY_S = 0.002
+MAX_LINKS = 64
 WRITER_EVENTS = PagesWritten | WriteFailed | PagesRead | ReadFailed
 log = logging.getLogger("tandem.kv_transfer")
 
@@ -64,6 +66,7 @@ class BulkExchange:
         self._writers = Writers()
         self._measuring = threading.Lock()
         self._measured: dict[str, Mapping[str, float]] = {}
+        self._links: dict[str, LinkReport] = {}
         self._pool = pool
         self._bulk: BulkThread | None = None
         offers: list[TransportOffer] = []
@@ -178,10 +181,16 @@ class BulkExchange:
         if bulk is None or not offers:
             named = [offer.transport for offer in welcome.offers]
             raise ValueError(f"{welcome.node_id} offers {named}, not among {list(self._wanted)}")
-        trials, taken = bulk.open_fastest(
-            welcome.node_id, welcome.incarnation, offers, welcome.num_pages
-        )
-        log.info("%s", explain(welcome.node_id, trials, taken))
+        try:
+            trials, taken = bulk.open_fastest(
+                welcome.node_id, welcome.incarnation, offers, welcome.num_pages
+            )
+        except ValueError as error:
+            self._report(welcome.node_id, None, 0.0, str(error))
+            raise
+        told = explain(welcome.node_id, trials, taken)
+        log.info("%s", told)
+        self._report(welcome.node_id, taken.transport, taken.bytes_per_s, told)
         with self._measuring:
             self._measured[welcome.node_id] = {
                 trial.transport: trial.bytes_per_s for trial in trials if trial.pool is not None
@@ -192,6 +201,18 @@ class BulkExchange:
         """Bytes per second to each owner by transport, as measured when its link was opened."""
         with self._measuring:
             return {node_id: dict(speeds) for node_id, speeds in self._measured.items()}
+
+    def _report(self, node_id: str, transport: str | None, speed: float, text: str) -> None:
+        with self._measuring:
+            self._links.pop(node_id, None)  # the latest are at the end
+            self._links[node_id] = LinkReport(
+                node_id=node_id, transport=transport, bytes_per_s=speed, explanation=text[:200]
+            )
+
+    def links(self) -> tuple[LinkReport, ...]:
+        """How each owner is reached, or why not; the latest 64."""
+        with self._measuring:
+            return tuple(self._links.values())[-MAX_LINKS:]
 
     def close_owner(self, node_id: str) -> None:
         """The link to an owner was given up: release its mapping or connection."""

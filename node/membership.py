@@ -19,6 +19,7 @@ from tandem.messages.membership import (
     Goodbye,
     Heartbeat,
     HeartbeatAck,
+    LinkReport,
     NodeHello,
     NodeLoad,
     NodeRefused,
@@ -30,6 +31,7 @@ from tandem.messages.membership import (
 
 HELLO_S = 1.0
 MAX_UNANSWERED = 100
+LINKS_EVERY = 20  # heartbeats: one with them may be lost, or heard by an earlier coordinator
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Membership:
         self._snapshot_sequence = 0
         self._drain_sequence: int | None = None
         self._is_drain_acknowledged = False
+        self._told_links: tuple[LinkReport, ...] = ()
         self._obeyed = (0, 0)  # the highest order: its coordinator's incarnation and its number
         self.num_dropped = 0
 
@@ -182,7 +185,9 @@ class Membership:
         """Let the next message go at once."""
         self._next_send_at = now
 
-    def due(self, now: float, load: NodeLoad, *, draining: bool) -> msgspec.Struct | None:
+    def due(
+        self, now: float, load: NodeLoad, *, draining: bool, links: tuple[LinkReport, ...] = ()
+    ) -> msgspec.Struct | None:
         """The message to send now, if any."""
         if now < self._next_send_at:
             return None
@@ -207,7 +212,15 @@ class Membership:
             load=load,
             cache=cache,
             weights=self._hello.weights,
+            links=self._news_of(links),
         )
+
+    def _news_of(self, links: tuple[LinkReport, ...]) -> tuple[LinkReport, ...] | None:
+        """What to say of links in this heartbeat."""
+        if links == self._told_links and (self._sequence % LINKS_EVERY or not links):
+            return None
+        self._told_links = links
+        return links
 
     def goodbye(self) -> Goodbye:
         """The last message of a drained node."""

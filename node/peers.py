@@ -17,7 +17,7 @@ from node.core import Event, FromNode, NodeLost
 from tandem.keys import Keyring
 from tandem.messages.common import NodeRef
 from tandem.messages.handoff import FromOwner, OwnerRefused, OwnerWelcome, WriterHello
-from tandem.messages.membership import NodeLoad
+from tandem.messages.membership import LinkReport, NodeLoad
 from tandem.sockets import Link, peer_identity
 
 HELLO_S = 1.0
@@ -41,6 +41,9 @@ class PageExchange(Protocol):
 
     def open_owner(self, welcome: OwnerWelcome) -> str:
         """Open the best of the owner's offers; its name. ValueError with all reasons if none."""
+
+    def links(self) -> tuple[LinkReport, ...]:
+        """How each owner is reached; at most 64."""
 
     def close_owner(self, node_id: str) -> None:
         """Give an owner's pool up: unanswered writes fail, its mapping or connection goes."""

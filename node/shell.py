@@ -235,7 +235,10 @@ class NodeShell:
         while True:
             now = time.monotonic()
             message = self._membership.due(
-                now, self._steps.load(), draining=self._drain is not None
+                now,
+                self._steps.load(),
+                draining=self._drain is not None,
+                links=self._exchange.links(),
             )
             if message is not None:
                 self._coordinator.send(message)

@@ -114,6 +114,16 @@ class NodeLoad(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_cached_tokens: Counter = 0
 
 
+class LinkReport(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node's way to the pages of another: the transport that it chose and its speed when it was
+    opened, in words with what else was tried. `transport` None: there is none, and why."""
+
+    node_id: Name
+    transport: Name | None
+    bytes_per_s: Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+    explanation: Annotated[str, msgspec.Meta(max_length=200)]
+
+
 class CacheDelta(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What entered and left a node's prefix cache: routing prefixes of page hashes, 8 bytes each.
 
@@ -127,7 +137,10 @@ class CacheDelta(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """A node lives, and whether it makes progress; `weights` are in force there."""
+    """A node lives, and whether it makes progress; `weights` are in force there.
+
+    `links` are told when they change, and now and then; None: as before.
+    """
 
     node_id: Name
     incarnation: Counter
@@ -137,6 +150,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     load: NodeLoad
     cache: CacheDelta | None = None
     weights: RoleWeights | None = None
+    links: Annotated[tuple[LinkReport, ...], msgspec.Meta(max_length=64)] | None = None
 
 
 class HeartbeatAck(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -213,7 +227,7 @@ class DrainAnswer(Message, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class NodeStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One node as the coordinator sees it."""
+    """One node as the coordinator sees it; of its `num_links` links the few that are worst."""
 
     node_id: Name
     epoch: Counter
@@ -226,6 +240,8 @@ class NodeStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     load: NodeLoad | None
     is_slow: bool = False
     num_cached_prefixes: Counter = 0
+    links: tuple[LinkReport, ...] = ()
+    num_links: Counter = 0
 
 
 class GatewayStatus(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
