@@ -17,6 +17,7 @@ async def run(config: CoordinatorConfig) -> None:
         config,
         stop=stop_on_signals(),
         on_ready=lambda address: print(f"ready coordinator {address}", flush=True),
+        on_dashboard=lambda address: print(f"dashboard {address}", flush=True),
     )
 
 

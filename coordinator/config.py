@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from scheduling.routing.catalogue import DEFAULT_POLICY, PLACEMENT_POLICIES
 from scheduling.sla import DEFAULT_CLASSES
+from tandem.addresses import DASHBOARD_PORT
 from tandem.config import Help
 
 
@@ -59,6 +60,15 @@ class CoordinatorConfig:
     vllm_metrics: Annotated[
         bool, Help("GET /metrics also under vLLM's names, for tools that know those")
     ] = False
+    dashboard_host: Annotated[
+        str, Help("address of the operators' dashboard; loopback, or with keys any")
+    ] = "127.0.0.1"
+    dashboard_port: Annotated[int, Help("its port; 0 picks a free one, -1: no dashboard")] = (
+        DASHBOARD_PORT
+    )
+    history: Annotated[
+        str | None, Help("file that keeps what the dashboard shows over restarts, for three days")
+    ] = None
     event_log: Annotated[
         str | None, Help("file or folder to record every event and decision in, for scripts/replay")
     ] = None
@@ -73,6 +83,8 @@ class CoordinatorConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"{flag} is {getattr(self, name)}, but must be at least 1")
+        if not -1 <= self.dashboard_port < 65536:
+            raise ValueError(f"dashboard-port is {self.dashboard_port}: give a port, 0 or -1")
         if not 1 <= self.balance_dwell_s < 1e6:
             raise ValueError(f"balance-dwell-s is {self.balance_dwell_s:g}: give 1 or more; try 30")
         if self.max_held_requests < 0:

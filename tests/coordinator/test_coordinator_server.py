@@ -46,7 +46,9 @@ def test_nodes_gateways_and_operators_share_one_port(make_cluster) -> None:
     async def run() -> list[msgspec.Struct]:
         stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
         server = asyncio.create_task(
-            serve(CoordinatorConfig(port=0), stop=stop, on_ready=ready.set_result)
+            serve(
+                CoordinatorConfig(port=0, dashboard_port=-1), stop=stop, on_ready=ready.set_result
+            )
         )
         answers = await converse(make_cluster(), await asyncio.wait_for(ready, 5))
         stop.set()
@@ -81,7 +83,9 @@ def test_the_status_of_two_hundred_nodes_arrives_whole(make_cluster) -> None:
     async def run() -> ClusterStatus:
         stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
         server = asyncio.create_task(
-            serve(CoordinatorConfig(port=0), stop=stop, on_ready=ready.set_result)
+            serve(
+                CoordinatorConfig(port=0, dashboard_port=-1), stop=stop, on_ready=ready.set_result
+            )
         )
         address = await asyncio.wait_for(ready, 5)
         await asyncio.wait_for(fill(make_cluster(), address, names), 5)

@@ -1,0 +1,151 @@
+"""Samples over time at three resolutions: a second, ten seconds, five minutes. Pure.
+
+Of a step longer than a second rates and shares are means, counts of members the last ones, and
+quantiles those of all requests that ended in it.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from coordinator.dashboard.durations import STAGES, Durations
+from tandem.messages.operations import WINDOWS_S, Event, Series
+
+STEPS_S = {"5m": 1, "1h": 10, "3d": 300}
+KEPT = ("1h", "3d")  # what a file keeps
+COUNTS = ("num_prefill", "num_decode", "num_mixed")  # last ones, not means
+QUANTILES = {
+    "ttft_p50_ms": ("ttft", "p50"),
+    "ttft_p99_ms": ("ttft", "p99"),
+    "tpot_p50_ms": ("tpot", "p50"),
+    "tpot_p99_ms": ("tpot", "p99"),
+    "max_itl_p99_ms": ("max_itl", "p99"),
+    "queue_p50_ms": ("queue", "p50"),
+    "prefill_p50_ms": ("prefill", "p50"),
+    "transfer_p50_ms": ("transfer", "p50"),
+    "decode_admission_p50_ms": ("decode_admission", "p50"),
+}
+SAMPLED = (
+    *("requests_per_s", "goodput_per_s", "shed_per_s", "failed_per_s", "output_tokens_per_s"),
+    *("num_prefill", "num_decode", "num_mixed", "busy_prefill", "busy_decode", "kv_used_share"),
+    *("transfer_bytes_per_s", "num_live", "num_queued"),
+)
+Values = dict[str, float | None]
+
+
+@dataclass(slots=True)
+class _Step:
+    """What is gathered within one step."""
+
+    number: int
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    last: dict[str, float | None] = field(default_factory=dict)
+    ended: dict[str, tuple[float, float]] = field(default_factory=dict)  # attained, all; by class
+
+
+class Track:
+    """The samples of one resolution."""
+
+    def __init__(self, step_s: int, num_steps: int) -> None:
+        self.step_s = step_s
+        self.samples: deque[tuple[float, Values]] = deque(maxlen=num_steps)
+        self._durations = Durations()
+        self._step: _Step | None = None
+
+    def ended(
+        self,
+        sla_class: str,
+        num_attained: float,
+        num: float,
+        durations_ms: Iterable[float | None],
+    ) -> None:
+        """A request ended within this step."""
+        for stage, duration_ms in enumerate(durations_ms):
+            if duration_ms is not None:
+                self._durations.add(stage, duration_ms)
+        if self._step is not None:
+            attained, of_all = self._step.ended.get(sla_class, (0.0, 0.0))
+            self._step.ended[sla_class] = (attained + num_attained, of_all + num)
+
+    def sample(self, values: Mapping[str, float | None], unix_s: float) -> bool:
+        """Take the values of this second; whether that closed a step."""
+        number = int(unix_s // self.step_s)
+        has_closed = self._step is not None and number > self._step.number
+        if has_closed:
+            assert self._step is not None, "it was closed"
+            self.samples.append(((self._step.number + 1) * self.step_s, self._close(self._step)))
+        if self._step is None or has_closed:
+            self._step = _Step(number)
+        for name, value in values.items():
+            self._step.last[name] = value
+            if value is not None:
+                total, num = self._step.sums.get(name, (0.0, 0))
+                self._step.sums[name] = (total + value, num + 1)
+        return has_closed
+
+    def _close(self, step: _Step) -> Values:
+        found: Values = {
+            name: step.last[name]
+            if name in COUNTS or name not in step.sums
+            else step.sums[name][0] / step.sums[name][1]
+            for name in step.last
+        }
+        known = {name: self._durations.quantiles(index) for index, name in enumerate(STAGES)}
+        for name, (stage, which) in QUANTILES.items():
+            of_stage = known[stage]
+            found[name] = None if of_stage is None else getattr(of_stage, which)
+        for sla_class, (attained, of_all) in step.ended.items():
+            found[f"attainment:{sla_class}"] = attained / of_all if of_all else None
+        self._durations.clear()
+        return found
+
+
+class SeriesBook:
+    """All resolutions. `classes` are the SLA classes that have a line of their own."""
+
+    def __init__(self, classes: Iterable[str]) -> None:
+        self._tracks = {
+            name: Track(step_s, WINDOWS_S[name] // step_s) for name, step_s in STEPS_S.items()
+        }
+        self._names = (*SAMPLED, *QUANTILES, *(f"attainment:{name}" for name in classes))
+        self._closed: list[tuple[int, float, Values]] = []
+
+    def ended(
+        self,
+        sla_class: str,
+        num_attained: float,
+        num: float,
+        durations_ms: tuple[float | None, ...],
+    ) -> None:
+        """A request ended (or was shed: then it took no time)."""
+        for track in self._tracks.values():
+            track.ended(sla_class, num_attained, num, durations_ms)
+
+    def sample(self, values: Mapping[str, float | None], unix_s: float) -> None:
+        """Take the values of this second."""
+        for name, track in self._tracks.items():
+            if track.sample(values, unix_s) and name in KEPT:
+                self._closed.append((track.step_s, *track.samples[-1]))
+
+    def take_closed(self) -> list[tuple[int, float, Values]]:
+        """Step, end and values of each sample that a file should have, since the last call."""
+        closed, self._closed = self._closed, []
+        return closed
+
+    def restore(self, step_s: int, unix_s: float, values: Values) -> None:
+        """A sample that a file kept; to be told oldest first."""
+        for track in self._tracks.values():
+            if track.step_s == step_s:
+                track.samples.append((unix_s, values))
+
+    def view(self, window: str, unix_s: float, decisions: tuple[Event, ...]) -> Series:
+        """A window of `WINDOWS_S` in columns."""
+        track = self._tracks[window]
+        oldest = unix_s - WINDOWS_S[window]
+        samples = [sample for sample in track.samples if sample[0] >= oldest]
+        return Series(
+            step_s=track.step_s,
+            unix_s=tuple(at for at, _ in samples),
+            values={name: tuple(values.get(name) for _, values in samples) for name in self._names},
+            decisions=tuple(event for event in decisions if event.unix_s >= oldest),
+        )
