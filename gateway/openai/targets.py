@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.http.errors import ApiError
+from gateway.openai.evaluation_requests import EvaluationRequest
 from gateway.openai.requests import GenerationRequest
 
 CLASS_HEADER = "x-tandem-sla-class"
@@ -29,7 +30,9 @@ class Targets:
     deadline_s: float | None
 
 
-def targets_of(request: GenerationRequest, headers: Mapping[str, str]) -> Targets:
+def targets_of(
+    request: GenerationRequest | EvaluationRequest, headers: Mapping[str, str]
+) -> Targets:
     """Targets out of range are clamped. Raises ApiError for what is no number or name."""
     sla_class = request.sla_class or headers.get(CLASS_HEADER)
     if sla_class is not None and not CLASS_NAME.fullmatch(sla_class):
