@@ -201,7 +201,6 @@ async def serve(
     keys: Keyring | None,
 ) -> str | None:
     """Run until stopped or drained; returns what went wrong, if anything."""
-    identity = device.identity
     context = zmq.asyncio.Context()
     server: Server[object] = Server(context, PEER_MESSAGES, keys=keys, allowed=ALLOWED)
     listening = server.bind(config.host, config.port)
@@ -209,7 +208,7 @@ async def serve(
     coordinator: Link[object] = Link(
         context,
         COORDINATOR_MESSAGES,
-        identity=peer_identity("node", identity.node_id, identity.incarnation),
+        identity=peer_identity("node", device.identity.node_id, device.identity.incarnation),
         address=config.coordinator,
         keys=keys,
         server="/".join(COORDINATOR),
@@ -218,18 +217,17 @@ async def serve(
     owners = Owners(
         context,
         exchange,
-        node_id=identity.node_id,
-        incarnation=identity.incarnation,
+        node_id=device.identity.node_id,
+        incarnation=device.identity.incarnation,
         offer=lambda event: steps.offer(event),
         insist=lambda event: shell.insist(event),
         load=lambda: steps.load(),
         keys=keys,
     )
-    membership = Membership(make_hello(config, device, address))
     shell = NodeShell(
         server,
         coordinator,
-        membership=membership,
+        membership=Membership(make_hello(config, device, address)),
         owners=owners,
         exchange=exchange,
         drain_s=config.drain_s,
