@@ -1,0 +1,119 @@
+/** Arithmetic of charts: ticks at round values, and paths through samples. No DOM. */
+
+const TIME_STEPS_S = [
+  10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400,
+];
+
+/** The next of 1, 2, 2.5, 5 times a power of ten, so that ticks are round. */
+export function niceStep(rough) {
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const lead = rough / power;
+  const nice = [1, 2, 2.5, 5, 10].find((value) => lead <= value + 1e-9);
+  return nice * power;
+}
+
+/** Ticks from 0 to a round value at or above `max`; `isWhole`: no fractions. */
+export function valueTicks(max, numTicks, isWhole) {
+  let step = niceStep(Math.max(max, 1e-9) / numTicks);
+  if (isWhole) step = Math.max(1, Math.ceil(step));
+  const count = Math.max(1, Math.ceil(max / step - 1e-9));
+  return Array.from({ length: count + 1 }, (_, index) => index * step);
+}
+
+/** Round local times within [from, to], at most `most` of them. */
+export function timeTicks(from, to, most) {
+  const step = TIME_STEPS_S.find((value) => (to - from) / value <= most) || 86_400;
+  const offset = new Date(to * 1000).getTimezoneOffset() * 60;
+  const ticks = [];
+  for (let t = Math.ceil((from - offset) / step) * step + offset; t <= to; t += step) ticks.push(t);
+  return { ticks, step };
+}
+
+const at = (value) => Math.round(value * 10) / 10;
+
+/** Runs of neighbouring samples that are known: [first, last] indices. */
+export function runs(times, values, gapS) {
+  const found = [];
+  let first = -1;
+  for (let i = 0; i < times.length; i += 1) {
+    if (values[i] === null || values[i] === undefined) {
+      first = -1;
+    } else if (first < 0 || times[i] - times[i - 1] > gapS) {
+      found.push([i, i]);
+      first = i;
+    } else {
+      found[found.length - 1][1] = i;
+    }
+  }
+  return found;
+}
+
+/** Points of a run; a step holds its value until the next sample, the last one until `end`. */
+function points(times, values, [first, last], x, y, isStep, end) {
+  const parts = [];
+  for (let i = first; i <= last; i += 1) {
+    parts.push(`${at(x(times[i]))},${at(y(values[i]))}`);
+    if (isStep) {
+      const until = i < last ? times[i + 1] : Math.max(times[i], end);
+      parts.push(`${at(x(until))},${at(y(values[i]))}`);
+    }
+  }
+  return parts;
+}
+
+/** The outline of a line; a lone sample becomes a dot. */
+export function linePath(times, values, { x, y, gapS, isStep, end }) {
+  return runs(times, values, gapS)
+    .map((run) => {
+      const parts = points(times, values, run, x, y, isStep, end);
+      return `M${parts.join("L")}${parts.length === 1 ? "h.1" : ""}`;
+    })
+    .join("");
+}
+
+/** The area between two rows of values (`low` is never null where `high` is known). */
+export function areaPath(times, low, high, { x, y, gapS, isStep, end }) {
+  return runs(times, high, gapS)
+    .map((run) => {
+      const top = points(times, high, run, x, y, isStep, end);
+      const bottom = points(times, low, run, x, y, isStep, end).reverse();
+      return `M${top.join("L")}L${bottom.join("L")}Z`;
+    })
+    .join("");
+}
+
+/** A stroke from the base to each value. */
+export function barPath(times, values, { x, y }) {
+  const parts = [];
+  for (let i = 0; i < times.length; i += 1) {
+    if (values[i]) parts.push(`M${at(x(times[i]))},${at(y(0))}V${at(y(values[i]))}`);
+  }
+  return parts.join("");
+}
+
+/** Rows on top of each other: for each one its lower and upper edges. */
+export function stack(rows, length) {
+  let low = new Array(length).fill(0);
+  return rows.map((row) => {
+    const high = low.map((base, i) => {
+      const isKnown = rows.some((other) => other[i] !== null && other[i] !== undefined);
+      return isKnown ? (base || 0) + (row[i] || 0) : null;
+    });
+    const edges = { low, high };
+    low = high.map((value) => value || 0);
+    return edges;
+  });
+}
+
+/** Index of the sample nearest to a time; -1 without samples. */
+export function nearest(times, t) {
+  let low = 0;
+  let high = times.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (times[middle] < t) low = middle + 1;
+    else high = middle;
+  }
+  if (low > 0 && t - times[low - 1] < times[low] - t) low -= 1;
+  return times.length === 0 ? -1 : low;
+}

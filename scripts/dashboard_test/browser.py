@@ -1,0 +1,166 @@
+"""Headless Chromium by chromedriver, over plain W3C WebDriver calls: no npm, no client package."""
+
+import base64
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+HOW_TO_INSTALL = (
+    "needs Chromium and its driver: apt-get install -y chromium chromium-driver fonts-inter"
+)
+CHROMIUM_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars", "--force-color-profile=srgb",
+)  # fmt: skip
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+KEYS = {"Escape": "\ue00c", "Tab": "\ue004", "Enter": "\ue007", "ArrowLeft": "\ue012"}
+
+
+class BrowserError(Exception):
+    """The browser did not do what it was told; the text says what."""
+
+
+class Browser:
+    """One page. `with Browser.open() as browser`."""
+
+    def __init__(self, http: httpx.Client, session: str) -> None:
+        self._http = http
+        self._session = session
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls) -> Iterator["Browser"]:
+        """Start driver and browser with an empty profile; both end with the block."""
+        driver = shutil.which("chromedriver")
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        if driver is None or chromium is None:
+            raise BrowserError(HOW_TO_INSTALL)
+        with tempfile.TemporaryDirectory(prefix="tandem-browser-") as profile:
+            port = _free_port()
+            log = Path(profile, "chromedriver.log").open("wb")
+            process = subprocess.Popen([driver, f"--port={port}"], stdout=log, stderr=log)
+            try:
+                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+                    browser = cls(http, _new_session(http, chromium, profile))
+                    try:
+                        yield browser
+                    finally:
+                        http.delete(f"/session/{browser._session}")
+            finally:
+                process.terminate()
+                process.wait(10)
+                log.close()
+
+    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        answer = self._http.post(f"/session/{self._session}/{path}", json=body or {})
+        value = answer.json()["value"]
+        if answer.status_code != 200:
+            raise BrowserError(f"{path}: {value['error']}: {value['message'][:600]}")
+        return value
+
+    def go(self, url: str) -> None:
+        """Load a page."""
+        self._call("url", {"url": url})
+
+    def devtools(self, command: str, **params: Any) -> Any:
+        """A command of the DevTools protocol."""
+        return self._call("goog/cdp/execute", {"cmd": command, "params": params})
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """What a function body returns in the page."""
+        return self._call("execute/sync", {"script": script, "args": list(arguments)})
+
+    def wait(self, script: str, *arguments: object, limit_s: float = 30.0) -> Any:
+        """Until an expression is true; returns its value. Raises BrowserError with the page."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            value = self.run(f"return ({script})", *arguments)
+            if value:
+                return value
+            if time.monotonic() > deadline:
+                text = self.run("return document.body.innerText")
+                raise BrowserError(
+                    f"not within {limit_s:g} s: {script} {arguments}\n{text[:3000]}\n"
+                    f"console: {self.console()}"
+                )
+            time.sleep(0.1)
+
+    def click(self, css: str) -> None:
+        """As a user does: it has to be visible and not covered."""
+        found = self._call("element", {"using": "css selector", "value": css})
+        self._call(f"element/{found[ELEMENT]}/click")
+
+    def type(self, css: str, text: str) -> None:
+        """Type into a field."""
+        found = self._call("element", {"using": "css selector", "value": css})
+        self._call(f"element/{found[ELEMENT]}/value", {"text": text})
+
+    def press(self, *keys: str) -> None:
+        """Keys, whatever has the focus."""
+        codes = [KEYS.get(key, key) for key in keys]
+        steps = [{"type": t, "value": c} for c in codes for t in ("keyDown", "keyUp")]
+        self._call("actions", {"actions": [{"type": "key", "id": "keys", "actions": steps}]})
+
+    def resize(self, width: int, height: int, *, scale: float = 1, is_mobile: bool = False) -> None:
+        """The size of the page in CSS pixels."""
+        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                      deviceScaleFactor=scale, mobile=is_mobile)  # fmt: skip
+
+    def prefer(self, scheme: str) -> None:
+        """Light or dark, as the user's system says."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.devtools("Emulation.setEmulatedMedia", features=features)
+
+    def screenshot(self, path: Path, *, whole_page: bool = True) -> None:
+        """A PNG of the page."""
+        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=whole_page)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def console(self) -> list[str]:
+        """Errors and warnings since the last call."""
+        entries = self._call("se/log", {"type": "browser"})
+        return [e["message"] for e in entries if e["level"] in ("SEVERE", "WARNING")]
+
+    def cpu_s(self) -> float:
+        """CPU seconds that the page's main thread has taken since it was loaded."""
+        self.devtools("Performance.enable", timeDomain="threadTicks")
+        metrics = self.devtools("Performance.getMetrics")["metrics"]
+        return float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+
+
+def _new_session(http: httpx.Client, chromium: str, profile: str) -> str:
+    wanted = {
+        "goog:chromeOptions": {
+            "binary": chromium,
+            "args": [*CHROMIUM_FLAGS, f"--user-data-dir={profile}/profile"],
+        },
+        "goog:loggingPrefs": {"browser": "ALL"},
+    }
+    body = {"capabilities": {"alwaysMatch": wanted}}
+    for attempt in range(100):
+        try:
+            answer = http.post("/session", json=body)
+            break
+        except httpx.ConnectError:
+            if attempt == 99:
+                raise
+            time.sleep(0.1)
+    value = answer.json()["value"]
+    if answer.status_code != 200:
+        raise BrowserError(f"Chromium did not start: {value['message'][:1000]}")
+    return str(value["sessionId"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
