@@ -25,8 +25,6 @@ STAGES = {
     "transfer": m.TRANSFER,
     "decode_admission": m.DECODE_ADMISSION,
 }
-# Answers that were no failure of the system's: there was no room, and the client was told so.
-SHED_CODES = ("overloaded", "rate_limited")
 
 
 class CoordinatorMetrics:
@@ -145,8 +143,7 @@ class CoordinatorMetrics:
 def outcome_of(report: RequestEnded, targets: SlaTargets | None) -> str:
     """One of `tandem.metrics.OUTCOMES`."""
     if report.reason == "failed":
-        is_shed = report.code in SHED_CODES and report.num_output_tokens == 0
-        return "shed" if is_shed else "error"
+        return "shed" if report.code == "overloaded" else "error"
     if report.sla_attained:
         return "met"
     if targets is None:

@@ -1,0 +1,70 @@
+"""docs/metrics.md: the table, as a page."""
+
+from collections.abc import Iterable
+
+from tandem.metrics import MAX_TENANTS, OTHER, TABLE, TIME_BUCKETS_S, Metric, Process
+from tandem.metrics_vllm import VLLM_TABLE
+
+HEAD = f"""# Metrics
+
+Written by `scripts/make_grafana` from `tandem/metrics.py`; a test keeps it so.
+
+The coordinator serves `GET /metrics` on its dashboard's port (7400), each gateway on its HTTP port
+(8000). With keys both want a bearer key: the coordinator an operator's, gateways a client's. Nodes
+serve none: theirs are in the coordinator's, from their last heartbeats (at most half a second old).
+
+```yaml
+scrape_configs:
+  - job_name: tandem
+    authorization: {{credentials_file: /etc/prometheus/tandem.key}}  # where keys are in force
+    static_configs:
+      - targets: [coordinator:7400, gateway-0:8000]
+rule_files: [tandem-rules.yaml]  # deploy/prometheus/rules.yaml
+```
+
+Dashboards for Grafana are in `deploy/grafana/`, alert rules in `deploy/prometheus/rules.yaml`;
+[what each alert means and what to do](operations.md#what-each-alert-means-and-what-to-do).
+
+Units are base units. Counters start at 0 with their process: use `rate` or `increase`. `sla_class`
+is a class of the coordinator's config; of tenants the first {MAX_TENANTS} have their own label
+value, the others share `{OTHER}`. `role` is what a node does now (prefill, decode, mixed, closed);
+a role switch begins a new series. No label holds a request's id.
+
+Bounds of all histograms: {", ".join(f"{bound:g}" for bound in TIME_BUCKETS_S)} seconds. The
+coordinator's also have the targets of all its classes, so that the share of requests within a
+target can be read off exactly. A percentile cannot say whether a request kept both targets:
+`tandem_slo_requests_total` counts that, at each request's end.
+"""
+
+VLLM = """## vLLM's names
+
+`--vllm-metrics` on the coordinator and on gateways adds these, for tools that know vLLM's: endpoint
+pickers of the Kubernetes Gateway API (queue, running requests, KV use), load generators, screens.
+At a gateway `engine` is its name and the KV pool is the whole deployment's; at the coordinator it
+is a node's name, and `all` where vLLM has one value per server. There is no
+`vllm:inter_token_latency_seconds`: Tandem measures a request's mean and its longest gap, not each
+token, and an invented distribution would mislead.
+"""
+
+
+def render() -> str:
+    """The page."""
+    parts = [HEAD]
+    titles: tuple[tuple[str, Process], ...] = (
+        ("Of the coordinator", "coordinator"),
+        ("Of a gateway", "gateway"),
+        ("Of both", "both"),
+    )
+    for title, process in titles:
+        parts.append(f"## {title}\n")
+        parts.append(_table(each for each in TABLE if each.process == process))
+    return "\n".join((*parts, VLLM, _table(VLLM_TABLE)))
+
+
+def _table(metrics: Iterable[Metric]) -> str:
+    lines = ["| metric | type | unit | labels | meaning |", "|-|-|-|-|-|"]
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        text = metric.help.replace("|", "\\|")
+        lines.append(f"| `{metric.name}` | {metric.kind} | {metric.unit} | {labels} | {text} |")
+    return "\n".join(lines) + "\n"
