@@ -41,10 +41,10 @@ class LocalCluster:
     """Coordinator, gateways, `num_prefill` and `num_decode` nodes; `with` starts and stops them.
 
     `*_args` are further flags of each process; `node_args` go to all nodes. Ports: None picks a
-    free one, a number must be free (`gateway_port` is the first gateway's). `sink(name, line)` gets
-    every line of output. Logs are in `run_dir`; without one, in a temporary folder that a clean
-    stop removes. `processes` is by name: coordinator, gateway, gateway-1, ..., prefill-0, ...,
-    decode-0, ...
+    free one, a number must be free (`gateway_port` is the first gateway's; `dashboard_port` -1: no
+    dashboard). `sink(name, line)` gets every line of output. Logs are in `run_dir`; without one, in
+    a temporary folder that a clean stop removes. `processes` is by name: coordinator, gateway,
+    gateway-1, ..., prefill-0, ..., decode-0, ...
 
     `secure`: with keys, in `keys` (`run_dir`/keys); clients and operators use `key_name`.
     `started_as` says what is started in place of a plan: benchmarks compose processes of their own.
@@ -62,6 +62,7 @@ class LocalCluster:
         coordinator_args: Sequence[str] = (),
         coordinator_port: int | None = None,
         gateway_port: int | None = None,
+        dashboard_port: int | None = None,
         threads_per_node: int = 1,
         run_dir: Path | None = None,
         sink: LineSink | None = None,
@@ -74,7 +75,14 @@ class LocalCluster:
             raise ValueError(
                 "a deployment needs at least one prefill node, decode node and gateway"
             )
-        ports = _choose_ports(coordinator_port, gateway_port, *[None] * (num_gateways - 1))
+        has_dashboard = dashboard_port != -1
+        *ports, dashboard = _choose_ports(
+            coordinator_port,
+            gateway_port,
+            *[None] * (num_gateways - 1),
+            dashboard_port if has_dashboard else None,
+        )
+        self.dashboard_address = f"http://127.0.0.1:{dashboard}" if has_dashboard else None
         self.coordinator_address, *self.gateway_addresses = [f"tcp://127.0.0.1:{p}" for p in ports]
         self.processes: dict[str, ChildProcess] = {}
         self._is_own_dir = run_dir is None
@@ -93,6 +101,7 @@ class LocalCluster:
             run_dir=self.run_dir,
             coordinator_port=ports[0],
             gateway_ports=ports[1:],
+            dashboard_port=dashboard if has_dashboard else -1,
             num_prefill=num_prefill,
             num_decode=num_decode,
             node_args=node_args,

@@ -20,6 +20,7 @@ class ClusterPlan:
     run_dir: Path
     coordinator_port: int
     gateway_ports: Sequence[int]
+    dashboard_port: int = -1
     num_prefill: int = 1
     num_decode: int = 1
     node_args: Sequence[str] = ()
@@ -52,8 +53,11 @@ class ClusterPlan:
         return ProcessPlan(name=name, module="gateway", flags=(*flags, *self.gateway_args))
 
     def coordinator(self) -> ProcessPlan:
-        """The one coordinator."""
+        """The one coordinator; what its dashboard shows outlives it in the run folder."""
         flags = (*LOOPBACK, "--port", str(self.coordinator_port), *self._keys())
+        flags = (*flags, "--dashboard-port", str(self.dashboard_port))
+        if self.dashboard_port != -1:
+            flags = (*flags, "--history", str(self.run_dir / "history.sqlite"))
         return ProcessPlan(
             name="coordinator", module="coordinator", flags=(*flags, *self.coordinator_args)
         )

@@ -198,6 +198,7 @@ def test_ports_are_free_or_refused(cluster: Callable[..., LocalCluster]) -> None
 
 def make_plan(**changes: object) -> ClusterPlan:
     usual = {"model": "m", "run_dir": Path("/run/x"), "coordinator_port": 7300}
+    usual |= {"dashboard_port": 7400}
     return ClusterPlan(**{**usual, "gateway_ports": [7301], **changes})  # type: ignore[arg-type]
 
 
@@ -221,7 +222,10 @@ def test_flags_of_each_process() -> None:
         "--name gateway-1 --host 127.0.0.1 --port 7302 --model m "
         "--coordinator tcp://127.0.0.1:7300 --a"
     )
-    assert plans["coordinator"].flags == ("--host", "127.0.0.1", "--port", "7300", "--b")
+    assert " ".join(plans["coordinator"].flags) == (
+        "--host 127.0.0.1 --port 7300 --dashboard-port 7400 --history /run/x/history.sqlite --b"
+    )
+    assert "--history" not in make_plan(dashboard_port=-1).coordinator().flags
 
 
 @pytest.mark.parametrize(
