@@ -9,7 +9,8 @@ import uvloop
 
 from gateway.checks import check
 from gateway.config import GatewayConfig
-from gateway.server import ServedModel, serve
+from gateway.served_model import ServedModel
+from gateway.server import serve
 from gateway.tokenize import Tokenizer
 from tandem.config import load_config
 from tandem.messages.common import ModelIdentity
@@ -66,6 +67,7 @@ async def run(config: GatewayConfig, model: ServedModel) -> None:
         model,
         stop=stop_on_signals(),
         on_ready=lambda address: print(f"ready gateway {address}", flush=True),
+        on_http=lambda address: print(f"http gateway {address}", flush=True),
     )
 
 

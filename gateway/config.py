@@ -13,6 +13,28 @@ class GatewayConfig:
     model: Annotated[str, Help("model folder, or a Hub name to download")]
     host: Annotated[str, Help("address to listen on")] = "127.0.0.1"
     port: Annotated[int, Help("port for clients; 0 picks a free one")] = 7301
+    http_host: Annotated[str, Help("address to listen on for HTTP")] = "127.0.0.1"
+    http_port: Annotated[
+        int, Help("port for HTTP callers; 0 picks a free one, -1 is no HTTP at all")
+    ] = 8000
+    http_tls_cert: Annotated[
+        str | None, Help("PEM file of the HTTP certificate and its chain; default: plain HTTP")
+    ] = None
+    http_tls_key: Annotated[
+        str | None, Help("PEM file of its private key; default: it is in the certificate's file")
+    ] = None
+    http_max_body_mib: Annotated[int, Help("MiB that the body of an HTTP call may have")] = 16
+    http_keep_alive_s: Annotated[
+        float, Help("how long an idle HTTP connection stays open for the next call")
+    ] = 60.0
+    http_idle_s: Annotated[
+        float,
+        Help("how long HTTP callers may take for a request's head, or leave an answer unread"),
+    ] = 10.0
+    http_comment_s: Annotated[
+        float, Help("a comment keeps an event stream open that has been silent for so long")
+    ] = 10.0
+    max_http_connections: Annotated[int, Help("HTTP connections at most; more are refused")] = 4096
     advertised_host: Annotated[
         str | None, Help("host that clients on other machines reach it by; default: host")
     ] = None
@@ -78,10 +100,20 @@ class GatewayConfig:
             "max_prompt_mib",
             "max_client_backlog_kib",
             "num_tokenizer_threads",
+            "http_max_body_mib",
+            "max_http_connections",
         ):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"{flag} is {getattr(self, name)}, but must be at least 1")
+        for name in ("http_keep_alive_s", "http_idle_s", "http_comment_s"):
+            if getattr(self, name) <= 0:
+                flag = name.replace("_", "-")
+                raise ValueError(f"{flag} is {getattr(self, name):g}, but must be above 0")
+        if not -1 <= self.http_port <= 65535:
+            raise ValueError(
+                f"http-port is {self.http_port}: give 1 to 65535, 0 for a free one, -1 for none"
+            )
         if self.client_silence_s < 1:
             raise ValueError(
                 f"client-silence-s is {self.client_silence_s:g}, but clients speak once per "

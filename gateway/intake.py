@@ -9,14 +9,20 @@ from collections.abc import Callable
 from gateway.actions import NewRequest
 from gateway.admission import Offer, Origin, Rejected, admit, check_submit
 from gateway.config import GatewayConfig
+from gateway.evaluating import Entered
+from gateway.gate import OverloadGate, Wish
+from gateway.http.services import EvaluationAsked
 from gateway.lengths import Lengths
 from gateway.room import Room
 from gateway.tenant_file import TenantFile
 from gateway.tenants import Tenants
 from gateway.tokenize import Tokenization
+from tandem.frames import TokenIds
 from tandem.messages.client import Done, Refused, Submit
+from tandem.messages.placement import Placed, PlaceRefused
 
 logger = logging.getLogger(__name__)
+STOPPING = "this gateway is stopping: submit to another one"
 KeyOf = Callable[[bytes], str | None]
 
 
@@ -41,6 +47,7 @@ class Intake:
     ) -> None:
         self._file = file
         self._tenants = Tenants(file.tenants, time.monotonic())
+        self._gate = OverloadGate()
         self._room = Room(
             max_live=config.max_live_requests,
             max_bytes=config.max_prompt_mib << 20,
@@ -70,10 +77,11 @@ class Intake:
         num_bytes = _size(submit)
         try:
             if self.is_closed:
-                raise Rejected("unavailable", "this gateway is stopping: submit to another one")
+                raise Rejected("unavailable", STOPPING)
             self._room.check(tenant, num_bytes, self._tenants.max_live(tenant), now)
             submit = self._tenants.with_class(tenant, submit)
             check_submit(submit, self._offer())
+            wish = self._pass_gate(tenant, submit, num_bytes, now)
             self._tenants.take_rate(tenant, now)
         except Rejected as rejected:
             self._reject(client, submit, rejected)
@@ -88,29 +96,75 @@ class Intake:
             tenant_weight=self._tenants.weight(tenant),
         )
         self._room.take(origin.request_id, tenant, num_bytes)
+        if wish is not None:
+            self._gate.asked(origin.request_id, wish)
+        if submit.prompt_ids is not None:
+            self._enter(submit, origin, submit.prompt_ids)
+            return
         self._tokenising.add((client, submit.label))
         task = asyncio.create_task(self._tokenise(submit, origin))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _pass_gate(self, tenant: str, submit: Submit, num_bytes: int, now: float) -> Wish | None:
+        """What the gate is told of a request; None of one that goes on with what was begun.
+
+        Raises Rejected where others like it were refused for overload a moment ago.
+        """
+        if submit.resume is not None:
+            return None
+        wish = Wish(
+            tenant=tenant,
+            sla_class=submit.sla_class,
+            ttft_ms=submit.ttft_ms,
+            tpot_ms=submit.tpot_ms,
+            priority=submit.priority,
+            num_bytes=num_bytes,
+        )
+        wait_s = self._gate.wait_s(wish, now)
+        if wait_s is not None:
+            text = (
+                f"overloaded: requests like this one of tenant {tenant} were refused a moment ago, "
+                f"and there is room for few of them; try again in {wait_s:.1f} s"
+            )
+            raise Rejected("overloaded", text, wait_s)
+        return wish
+
+    def note_answer(self, answer: Placed | PlaceRefused, now: float) -> None:
+        """The coordinator has nodes for a request, or none."""
+        if isinstance(answer, Placed):
+            self._gate.placed(answer.request_id, now)
+        elif answer.code == "overloaded" and answer.retry_after_s is not None:
+            self._gate.refused(answer.request_id, answer.retry_after_s, now)
+
     async def _tokenise(self, submit: Submit, origin: Origin) -> None:
         try:
             ids = await self._tokenization.prompt_ids(submit)
-            new = admit(submit, ids, self._offer(), origin)
         except Rejected as rejected:
             self._give_up(submit, origin, rejected)
         except Exception:  # an error of ours: the client must not wait for ever
-            logger.exception("cannot admit a request")
-            text = "the gateway failed on this request: its log says why"
-            self._give_up(submit, origin, Rejected("internal", text))
+            logger.exception("cannot tokenise a request")
+            self._give_up(submit, origin, _failure())
         else:
-            self._room.resize(origin.request_id, 4 * (len(new.prompt_ids) + len(new.delivered)))
-            self._submit(self._lengths.predicted(submit, new))
+            self._enter(submit, origin, ids)
         finally:
             self._tokenising.discard((origin.client, submit.label))
 
+    def _enter(self, submit: Submit, origin: Origin, ids: TokenIds) -> None:
+        try:
+            new = admit(submit, ids, self._offer(), origin)
+        except Rejected as rejected:
+            self._give_up(submit, origin, rejected)
+        except Exception:
+            logger.exception("cannot admit a request")
+            self._give_up(submit, origin, _failure())
+        else:
+            self._room.resize(origin.request_id, 4 * (len(new.prompt_ids) + len(new.delivered)))
+            self._submit(self._lengths.predicted(submit, new))
+
     def _give_up(self, submit: Submit, origin: Origin, rejected: Rejected) -> None:
         self._room.release(origin.request_id, time.monotonic(), has_run=False)
+        self._gate.forget(origin.request_id)
         self._reject(origin.client, submit, rejected)
 
     def _reject(self, client: bytes, submit: Submit, rejected: Rejected) -> None:
@@ -122,9 +176,29 @@ class Intake:
         )
         self._refuse(client, refused)
 
+    def enter_evaluation(
+        self, request_id: bytes, asked: EvaluationAsked, key: str | None
+    ) -> Entered:
+        """Make room for work of prefill alone, under its tenant's limits. Raises Rejected."""
+        now = time.monotonic()
+        tenant, num_bytes = self._tenants.of_key(key), 4 * len(asked.prompt_ids)
+        if self.is_closed:
+            raise Rejected("unavailable", STOPPING)
+        self._room.check(tenant, num_bytes, self._tenants.max_live(tenant), now)
+        wanted = Submit(label="", sla_class=asked.sla_class)
+        own_class = self._tenants.with_class(tenant, wanted).sla_class
+        self._tenants.take_rate(tenant, now)
+        self._room.take(request_id, tenant, num_bytes)
+        return Entered(tenant, self._tenants.weight(tenant), own_class)
+
+    def leave_evaluation(self, request_id: bytes) -> None:
+        """It is answered, or nobody waits for it."""
+        self._room.release(request_id, time.monotonic(), has_run=True)
+
     def note_end(self, done: Done) -> None:
         """A request of the ledger's ended."""
         self._room.release(done.request_id, time.monotonic(), has_run=True)
+        self._gate.forget(done.request_id)
         self._lengths.ended(done)
 
     def reread_tenants(self) -> None:
@@ -139,6 +213,10 @@ class Intake:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tokenization.close()
+
+
+def _failure() -> Rejected:
+    return Rejected("internal", "the gateway failed on this request: its log says why")
 
 
 def _size(submit: Submit) -> int:

@@ -43,9 +43,13 @@ class PoolView:
         """Share of those that holds live requests; None before the first node."""
         return None if self._last is None else self._last.kv_used_share
 
+    def is_heard(self, now: float) -> bool:
+        """Whether the coordinator has spoken lately."""
+        return self._heard_at is not None and now - self._heard_at <= STALE_S
+
     def is_ready(self, now: float) -> bool:
         """Whether both pools have nodes, as far as is known lately."""
-        if self._last is None or self._heard_at is None or now - self._heard_at > STALE_S:
+        if self._last is None or not self.is_heard(now):
             return False
         return self._last.num_prefill_nodes > 0 and self._last.num_decode_nodes > 0
 

@@ -1,13 +1,11 @@
 """The gateway's shell: a ROUTER for clients, a link to the coordinator, links to nodes, a clock."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, cast
 
 import msgspec
 import zmq.asyncio
@@ -15,57 +13,54 @@ import zmq.asyncio
 from gateway import wording
 from gateway.actions import Action, CloseNode, NewRequest, ToClient, ToCoordinator, ToNode
 from gateway.admission import Offer
-from gateway.clients import Cut, Limits, Sessions
+from gateway.clients import Sessions
 from gateway.config import GatewayConfig
+from gateway.coordinator_link import CoordinatorLink
+from gateway.evaluating import Evaluations
+from gateway.evaluations import EvaluationLedger
+from gateway.http.local import LocalClients
+from gateway.http.services import FromLedger, Services
+from gateway.http.site import HttpSite, api_routes
+from gateway.http.text import TokenizedText
 from gateway.intake import Intake
-from gateway.ledger import Identity, Ledger
+from gateway.ledger import Ledger
 from gateway.lengths import Lengths, make_lengths
 from gateway.node_links import NodeLinks
-from gateway.pool_view import PoolView
-from gateway.tenant_file import TenantFile
-from gateway.tokenize import Tokenization, Tokenizer
-from tandem.codec import ProtocolError, require_readable
-from tandem.event_log import open_log, record
-from tandem.keys import COORDINATOR, Keyring, read_prefix_key
-from tandem.messages.client import (
-    CancelRequest,
-    ClientPing,
-    ClientPong,
-    Done,
-    Malformed,
-    Received,
-    Resume,
-    Submit,
-    ToGateway,
+from gateway.parts import (
+    make_clients,
+    make_identity,
+    make_limits,
+    make_link,
+    make_observers,
 )
-from tandem.messages.common import NAMES_ADVICE, ModelIdentity, NodeRef
+from gateway.pool_view import PoolView
+from gateway.served_model import ServedModel
+from gateway.tenant_file import TenantFile
+from gateway.tokenize import Tokenization
+from gateway.zmq_clients import ZmqClients, going_on
+from tandem.codec import require_readable
+from tandem.event_log import open_log, record
+from tandem.keys import Keyring
+from tandem.messages.client import ClientPong, Done, Refused, Submit
+from tandem.messages.common import NAMES_ADVICE, NodeRef
 from tandem.messages.placement import (
     GatewayHello,
-    GatewayRefused,
-    GatewayWelcome,
+    Placed,
+    PlaceRefused,
     ToGatewayFromCoordinator,
 )
 from tandem.messages.serving import PeerBeat
-from tandem.rates import Rate
-from tandem.sampling import GenerationDefaults
 from tandem.service import run_until
-from tandem.sockets import Link, RateLimited, Server, keyring_or_loopback, peer_identity
+from tandem.sockets import keyring_or_loopback, peer_identity
 
 RECORDED = ("submit", "cancel", "end_all", "from_coordinator", "from_node", "tick")
 TICK_S = 0.1
 BEAT_S = 1.0
 LAST_WORDS_S = 1.0  # how long clients may take to confirm the last ends
 REREAD_S = 2.0
+STALLED_S = 3.0
+NO_HTTP = -1
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What the composition root read from the model folder."""
-
-    identity: ModelIdentity
-    defaults: GenerationDefaults
-    tokenizer: Tokenizer
 
 
 async def serve(
@@ -74,8 +69,10 @@ async def serve(
     *,
     stop: asyncio.Event,
     on_ready: Callable[[str], None],
+    on_http: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve until `stop` is set; `on_ready` gets the address once the coordinator welcomed it.
+    """Serve until `stop` is set; `on_ready` gets the address once the coordinator welcomed it,
+    `on_http` then the one for HTTP, where there is one.
 
     The coordinator's order to drain sets it too. Then requests in flight are finished; set once
     more, they are ended.
@@ -93,9 +90,14 @@ async def serve(
     gateway = None
     try:
         gateway = Gateway(context, config, model, stop, keys, tenants, lengths)
-        address = gateway.bind()
-        loops = gateway.loops(lambda: on_ready(address))
-        await run_until(asyncio.Event(), gateway.drain(), *loops)
+        address, http_address = gateway.bind(), await gateway.listen_http()
+
+        def announce() -> None:
+            on_ready(address)
+            if http_address is not None:
+                on_http(http_address)
+
+        await run_until(asyncio.Event(), gateway.drain(), *gateway.loops(announce))
     finally:
         if gateway is not None:
             await gateway.close()
@@ -122,37 +124,31 @@ class Gateway:
         self._incarnation = time.time_ns()
         identity = peer_identity("gateway", self._gateway_id, self._incarnation)
         self._tokenization = Tokenization(model.tokenizer, num_threads=config.num_tokenizer_threads)
+        self._known_as = make_identity(config, model, self._gateway_id, self._incarnation)
         self._ledger = self._make_ledger()
         self._pools = PoolView()
-        self._clients: Server[ToGateway] = Server(
-            context,
-            ToGateway,
-            keys=keys,
-            allowed={"client": ToGateway},
-            rate=Rate(config.client_messages_per_s, 10 * config.client_messages_per_s),
+        self._clients = make_clients(context, config, keys)
+        sessions = Sessions(make_limits(config), self._clients.key_name)
+        self._zmq_clients = ZmqClients(
+            self._clients, sessions, take=self._take, cancel=self._cancel, pong=self._pong
         )
-        limits = Limits(
-            silence_s=config.client_silence_s,
-            max_backlog_bytes=config.max_client_backlog_kib << 10,
-        )
-        self._sessions = Sessions(limits, self._clients.key_name)
+        self._local = LocalClients(self._take, self._cancel)
         self._intake = Intake(
             config,
             self._tokenization,
             tenants,
             lengths,
             offer=self._offer,
-            key_of=self._clients.key_name,
+            key_of=self._key_of,
             submit=self._submit,
-            refuse=self._clients.send,
+            refuse=self._refuse,
         )
-        self._coordinator: Link[ToGatewayFromCoordinator] = Link(
-            context,
-            ToGatewayFromCoordinator,
-            identity=identity,
-            address=config.coordinator,
-            keys=keys,
-            server="/".join(COORDINATOR),
+        self._coordinator = CoordinatorLink(
+            make_link(context, config, identity, keys),
+            self._pools,
+            hello=self._hello,
+            hear=self._from_coordinator,
+            leave=self._leave,
         )
         self._nodes = NodeLinks(
             context,
@@ -161,15 +157,41 @@ class Gateway:
             receive=self._from_node,
             keys=keys,
         )
+        self._evaluations = Evaluations(
+            EvaluationLedger(self._known_as, num_labels=model.identity.num_labels),
+            offer=self._offer,
+            enter=self._intake.enter_evaluation,
+            leave=self._intake.leave_evaluation,
+            to_node=self._nodes.send,
+            to_coordinator=self._coordinator.send,
+        )
+        self._observers = make_observers(
+            config,
+            self._gateway_id,
+            model.identity.served_name,
+            ledger=self._ledger,
+            sessions=sessions,
+            pools=self._pools,
+        )
+        self._site = None if config.http_port == NO_HTTP else self._make_site()
+        self._ticked_at = time.monotonic()
+
+    def _make_site(self) -> HttpSite:
+        services = Services(
+            offer=self._offer,
+            open=self._local.open,
+            text=TokenizedText(self._tokenization),
+            evaluate=self._evaluations,
+            created_unix_s=int(time.time()),
+        )
+        metrics = self._observers.metrics
+        routes = api_routes(
+            services, health=self._health, readiness=self._readiness, metrics=metrics.render
+        )
+        return HttpSite(self._config, routes, metrics)
 
     def _make_ledger(self) -> Ledger:
-        known_as = Identity(
-            self._gateway_id,
-            self._incarnation,
-            self._model.identity.weights_fingerprint,
-            self._model.defaults.eos_token_ids,
-            prefix_key=read_prefix_key(self._config.keys),
-        )
+        known_as = self._known_as
         self._log = open_log(
             self._config.event_log,
             role="gateway",
@@ -185,11 +207,15 @@ class Gateway:
         port = bound.rsplit(":", 1)[1]
         return f"tcp://{self._config.advertised_host or self._config.host}:{port}"
 
+    async def listen_http(self) -> str | None:
+        """Listen for HTTP; returns the address. Raises ValueError where that cannot be."""
+        return None if self._site is None else await self._site.start()
+
     def loops(self, on_ready: Callable[[], None]) -> list[Coroutine[Any, Any, None]]:
         """What runs for as long as the gateway does."""
         return [
-            self._serve_clients(),
-            self._hear_coordinator(on_ready),
+            self._zmq_clients.serve(),
+            self._coordinator.listen(on_ready),
             self._tick(),
             self._beat(),
             self._reread(),
@@ -200,127 +226,108 @@ class Gateway:
         await self._stop.wait()
         self._intake.is_closed = True
         self._stop.clear()
-        self._coordinator.send(self._hello())
+        self._coordinator.say_hello()
         give_up_at = time.monotonic() + self._config.drain_s
-        while self._ledger or self._intake.num_tokenising:
+        while self._ledger or self._intake.num_tokenising or self._num_http_calls:
             if self._stop.is_set() or time.monotonic() > give_up_at:
                 logger.warning("stopping with %d requests in flight", len(self._ledger))
                 self._execute(self._ledger.end_all(time.monotonic()))
+                self._evaluations.end_all(time.monotonic())
                 break
             await asyncio.sleep(TICK_S)
         # Sockets are closed without lingering, so what was sent last needs a moment.
         last_words_at = time.monotonic() + min(LAST_WORDS_S, self._config.drain_s)
         await asyncio.sleep(TICK_S)
-        while self._sessions.num_unconfirmed and time.monotonic() < last_words_at:  # noqa: ASYNC110
+        while self._num_listening and time.monotonic() < last_words_at:  # noqa: ASYNC110
             await asyncio.sleep(TICK_S)
+
+    @property
+    def _num_http_calls(self) -> int:
+        return 0 if self._site is None else self._site.num_calls
+
+    @property
+    def _num_listening(self) -> int:
+        """Callers whose last words may be on their way."""
+        return self._zmq_clients.num_unconfirmed + self._num_http_calls
 
     async def close(self) -> None:
         """Hang up everywhere."""
+        if self._site is not None:
+            await self._site.close()
         await self._intake.close()
         self._nodes.close_all()
         self._coordinator.close()
         self._clients.close()
         if self._log is not None:
             self._log.close()
+        await self._observers.close()
 
     # --- clients ----------------------------------------------------------------------------
 
-    async def _serve_clients(self) -> None:
-        while True:
-            client, message = await self._clients.receive()
-            try:
-                self._from_client(client, message)
-            except Exception:  # one request must not end everybody's service
-                logger.exception("cannot handle a %s of a client", type(message).__name__)
+    def _take(self, client: bytes, submit: Submit) -> None:
+        self._intake.take(client, submit)
 
-    def _from_client(self, client: bytes, message: ToGateway | ProtocolError) -> None:
-        now = time.monotonic()
-        match message:
-            case Submit(label=label) if self._sessions.knows(client, label):
-                self._execute_sessions(self._sessions.repeat(client, label, now))
-            case Submit():
-                self._intake.take(client, message)
-            case CancelRequest(request_id=request_id):
-                owner = self._sessions.owner_of(client, request_id, now)
-                if owner is not None:
-                    self._execute(self._ledger.cancel(owner, request_id, now))
-            case Received():
-                self._execute_sessions(self._sessions.received(client, message, now))
-            case Resume():
-                self._execute_sessions(self._sessions.resume(client, message, now))
-            case ClientPing():
-                offer = self._offer()
-                pong = ClientPong(
-                    label=message.label,
-                    model=offer.model,
-                    ready=not self._intake.is_closed and self._pools.is_ready(now),
-                    max_model_len=offer.max_model_len,
-                )
-                self._clients.send(client, pong)
-            case ProtocolError():
-                self._clients.send(client, _explain(message))
+    def _cancel(self, owner: bytes, request_id: bytes) -> None:
+        self._execute(self._ledger.cancel(owner, request_id, time.monotonic()))
 
-    def _offer(self) -> Offer:
-        """What is served now; the context is the shorter of the gateway's and the nodes'."""
-        own = self._model.identity.max_model_len
-        nodes = self._pools.max_model_len
-        return Offer(
-            model=self._model.identity.served_name,
-            vocab_size=self._model.identity.vocab_size,
-            max_model_len=own if nodes is None else min(own, nodes),
-            defaults=self._model.defaults,
-            sla_classes=self._pools.sla_classes,
+    def _refuse(self, client: bytes, refused: Refused) -> None:
+        self._observers.refused(refused)
+        if self._local.owns(client):
+            self._local.tell(client, refused)
+        else:
+            self._clients.send(client, refused)
+
+    def _key_of(self, client: bytes) -> str | None:
+        if self._local.owns(client):
+            return self._local.key_of(client)
+        return self._clients.key_name(client)
+
+    def _pong(self, label: str) -> ClientPong:
+        offer = self._offer()
+        return ClientPong(
+            label=label, model=offer.model, ready=self._is_ready, max_model_len=offer.max_model_len
         )
 
+    def _health(self) -> str:
+        now = time.monotonic()
+        if now - self._ticked_at > STALLED_S:
+            return "stalled"
+        return "ok" if self._pools.is_heard(now) else "no coordinator"
+
+    def _readiness(self) -> str:
+        if self._intake.is_closed:
+            return "stopping"
+        return "ok" if self._is_ready else "no nodes"
+
+    @property
+    def _is_ready(self) -> bool:
+        return not self._intake.is_closed and self._pools.is_ready(time.monotonic())
+
+    def _offer(self) -> Offer:
+        return self._model.offer(self._pools)
+
     def _submit(self, new: NewRequest) -> None:
+        self._observers.began(new)
         self._execute(self._ledger.submit(new, time.monotonic()))
-
-    def _execute_sessions(self, actions: Iterable[ToClient | Cut]) -> None:
-        """Send to clients; one that cannot be reached is detached, and may come back."""
-        for action in actions:
-            with _going_on(action):
-                self._do_for_session(action)
-
-    def _do_for_session(self, action: ToClient | Cut) -> None:
-        match action:
-            case ToClient(client, message):
-                if not self._clients.send(client, message):
-                    self._sessions.unreachable(client)
-            case Cut(owner, request_id, reason):
-                logger.warning("request %s is cut: %s", request_id.hex(), reason)
-                self._execute(self._ledger.cancel(owner, request_id, time.monotonic()))
 
     # --- coordinator and nodes --------------------------------------------------------------
 
-    async def _hear_coordinator(self, on_ready: Callable[[], None]) -> None:
-        is_announced = False
-        async for message in self._coordinator.messages():
-            if isinstance(message, GatewayRefused) and not is_announced:
-                raise ValueError(f"the coordinator refuses this gateway: {message.reason}")
-            with _going_on(message):
-                self._from_coordinator(message, time.monotonic())
-            if isinstance(message, GatewayWelcome) and not is_announced:
-                is_announced = True
-                on_ready()
-
     def _from_coordinator(self, message: ToGatewayFromCoordinator, now: float) -> None:
-        match message:
-            case GatewayWelcome():
-                self._pools.welcome(message, now)
-                self._execute(self._ledger.from_coordinator(message, now))
-                if message.drain and not self._intake.is_closed:
-                    logger.info("the coordinator orders this gateway to leave")
-                    self._stop.set()
-            case GatewayRefused(reason=reason):
-                logger.error("the coordinator refuses this gateway now: %s", reason)
-            case _:
-                self._execute(self._ledger.from_coordinator(message, now))
+        if isinstance(message, Placed | PlaceRefused):
+            self._intake.note_answer(message, now)
+        if not self._evaluations.from_coordinator(message, now):
+            self._execute(self._ledger.from_coordinator(message, now))
+
+    def _leave(self) -> None:
+        if not self._intake.is_closed:
+            logger.info("the coordinator orders this gateway to leave")
+            self._stop.set()
 
     def _from_node(self, node: NodeRef, message: msgspec.Struct) -> None:
-        try:
-            self._execute(self._ledger.from_node(node, message, time.monotonic()))
-        except Exception:  # a message of one node must not end everybody's service
-            logger.exception("cannot handle a %s of %s", type(message).__name__, node.node_id)
+        now = time.monotonic()
+        with going_on(message):  # one node's must not end everybody's service
+            if not self._evaluations.from_node(node, message, now):
+                self._execute(self._ledger.from_node(node, message, now))
 
     async def _reread(self) -> None:
         while True:
@@ -332,17 +339,17 @@ class Gateway:
             gateway_id=self._gateway_id,
             incarnation=self._incarnation,
             model=self._model.identity,
-            num_live_requests=len(self._ledger),
+            num_live_requests=len(self._ledger) + len(self._evaluations),
             is_draining=self._intake.is_closed,
-            nodes=wording.hello_nodes(self._ledger.nodes),
+            nodes=wording.hello_nodes((*self._ledger.nodes, *self._evaluations.nodes)),
         )
 
     async def _beat(self) -> None:
         """Say hello to the coordinator and a word to every node, each second."""
         while True:
-            with _going_on("hello"):
-                self._coordinator.send(self._hello())
-            with _going_on("beat"):
+            with going_on("hello"):
+                self._coordinator.say_hello()
+            with going_on("beat"):
                 self._nodes.beat_all()
             await asyncio.sleep(BEAT_S)
             complaint = self._pools.complain(time.monotonic())
@@ -352,25 +359,30 @@ class Gateway:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            with _going_on("tick of the ledger"):
+            now = self._ticked_at = time.monotonic()
+            with going_on("tick of the ledger"):
                 self._execute(self._ledger.tick(now))
-            with _going_on("tick of the sessions"):
-                self._execute_sessions(self._sessions.tick(now))
+            with going_on("tick of the evaluations"):
+                self._evaluations.tick(now)
+            with going_on("tick of the sessions"):
+                self._zmq_clients.tick(now)
 
     def _execute(self, actions: Iterable[Action]) -> None:
         """Do what the ledger asks; clients hear through their sessions."""
         now = time.monotonic()
         for action in actions:
-            with _going_on(action):
+            with going_on(action):
                 self._do(action, now)
 
     def _do(self, action: Action, now: float) -> None:
         match action:
             case ToClient(client, message):
-                self._execute_sessions(self._sessions.tell(client, message, now))
+                if self._local.owns(client):
+                    self._local.tell(client, cast(FromLedger, message))
+                else:
+                    self._zmq_clients.tell(client, message, now)
                 if isinstance(message, Done):
-                    self._intake.note_end(message)
+                    self._note_end(message)
             case ToNode(node, message):
                 self._nodes.send(node, message)
             case ToCoordinator(message):
@@ -379,17 +391,6 @@ class Gateway:
                 logger.info("node %s of epoch %d is down: %s", node_id, epoch, reason)
                 self._nodes.close(node_id, epoch)
 
-
-@contextlib.contextmanager
-def _going_on(what: object) -> Iterator[None]:
-    """Around one thing among many: where it fails, the others still happen."""
-    try:
-        yield
-    except Exception:
-        name = what if isinstance(what, str) else type(what).__name__
-        logger.exception("this gateway goes on without one %s", name)
-
-
-def _explain(error: ProtocolError) -> Malformed:
-    """What a client is told of a message that was dropped."""
-    return Malformed(message=str(error)[:500], is_rate_limited=isinstance(error, RateLimited))
+    def _note_end(self, done: Done) -> None:
+        self._intake.note_end(done)
+        self._observers.ended(done)

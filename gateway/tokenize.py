@@ -146,7 +146,9 @@ class Tokenization:
                 )
         return template_kwargs
 
-    def _render(self, messages: list[Mapping[str, object]], settings: Mapping[str, Any]) -> TokenIds:
+    def _render(
+        self, messages: list[Mapping[str, object]], settings: Mapping[str, Any]
+    ) -> TokenIds:
         if not self._tokenizer.chat_template:
             raise Rejected(
                 "invalid_request",

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from gateway.http.call import CallLimits, call_of
+from gateway.http.call import Call, CallLimits, call_of
 from gateway.http.errors import ApiError
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ async def read_body(request: Request, type: type[T]) -> T:
     call = call_of(request)
     if not JSON_TYPE.fullmatch(request.headers.get("content-type", "")):
         raise ApiError(415, "the body must be JSON: send `Content-Type: application/json`")
-    body = await _read(request, call.limits)
+    body = await _read(request, call)
     call.watch(request.receive)
     if len(body) <= INLINE_BYTES:
         return decode(body, type)
@@ -36,7 +36,8 @@ async def read_body(request: Request, type: type[T]) -> T:
     return await loop.run_in_executor(None, decode, body, type)
 
 
-async def _read(request: Request, limits: CallLimits) -> bytes:
+async def _read(request: Request, call: Call) -> bytes:
+    limits = call.limits
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > limits.max_body_bytes:
         _too_large(limits)
@@ -56,6 +57,7 @@ async def _read(request: Request, limits: CallLimits) -> bytes:
         body += chunk
         if len(body) > limits.max_body_bytes:
             _too_large(limits)
+        call.take_room(len(chunk))
 
 
 def _too_large(limits: CallLimits) -> NoReturn:

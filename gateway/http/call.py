@@ -7,6 +7,8 @@ from typing import cast
 from starlette.requests import Request
 from starlette.types import Receive
 
+from gateway.http.errors import ApiError
+
 SCOPE_KEY = "tandem.call"
 
 
@@ -20,6 +22,14 @@ class CallLimits:
     silence_s: float = 10.0
 
 
+@dataclass(slots=True)
+class BodyRoom:
+    """Bytes of the bodies of all calls that are being served, of which there may be so many."""
+
+    max_bytes: int
+    num_bytes: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class Call:
     """`key` is `client/NAME`, None without keys. `request_id` is for logs and the caller's own
@@ -27,6 +37,8 @@ class Call:
 
     request_id: str
     limits: CallLimits
+    room: BodyRoom
+    num_body_bytes: int = 0
     key: str | None = None
     traceparent: str | None = None
     is_gone: bool = False
@@ -45,8 +57,20 @@ class Call:
         self.is_gone = True
         task.cancel()
 
+    def take_room(self, num_bytes: int) -> None:
+        """So much more of the body is held. Raises ApiError where there is no room."""
+        self.num_body_bytes += num_bytes
+        self.room.num_bytes += num_bytes
+        if self.room.num_bytes > self.room.max_bytes:
+            text = (
+                f"bodies in flight take {self.room.num_bytes >> 20} MiB and this gateway holds "
+                f"{self.room.max_bytes >> 20} (--max-prompt-mib): try again, or start another"
+            )
+            raise ApiError(429, text, code="overloaded", retry_after_s=1.0)
+
     def end(self) -> None:
         """The call is served."""
+        self.room.num_bytes -= self.num_body_bytes
         if self._watch is not None:
             self._watch.cancel()
 

@@ -1,5 +1,7 @@
 """What an HTTP caller is told went wrong: one envelope, the statuses of OpenAI's API."""
 
+from collections.abc import Mapping
+
 from gateway.admission import Rejected
 from tandem.messages.client import Done, Refused
 from tandem.messages.common import ErrorCode
@@ -56,12 +58,14 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers = headers or {}
 
     @property
     def body(self) -> dict[str, dict[str, str | None]]:

@@ -21,7 +21,8 @@ def json_response(
 
 def error_response(error: ApiError) -> Response:
     """What went wrong, with when to try again where that makes sense."""
-    return json_response(error.body, status=error.status, headers=retry_headers(error))
+    headers = {**error.headers, **retry_headers(error)}
+    return json_response(error.body, status=error.status, headers=headers)
 
 
 def retry_headers(error: ApiError) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gateway.ledger import Identity, Ledger
-from gateway.server import ServedModel
+from gateway.served_model import ServedModel
 from tandem.messages.common import ModelIdentity
 from tandem.sampling import GenerationDefaults
 from tests.gateway.ledger_world import EOS, World, letters

@@ -12,7 +12,8 @@ import zmq
 import zmq.asyncio
 
 from gateway.config import GatewayConfig
-from gateway.server import ServedModel, serve
+from gateway.served_model import ServedModel
+from gateway.server import serve
 from tandem.messages.common import NodeRef, SlaTargets
 from tandem.messages.placement import (
     FromGateway,
@@ -194,7 +195,7 @@ async def running_gateway(
     cluster: Cluster, model: ServedModel, stop: asyncio.Event | None = None, **settings
 ) -> AsyncIterator[str]:
     """A gateway's address while it serves; with the block it ends."""
-    settings = {"model": "", "port": 0, "name": "gw", "drain_s": 0.0, **settings}
+    settings = {"model": "", "port": 0, "http_port": -1, "name": "gw", "drain_s": 0.0, **settings}
     config = GatewayConfig(coordinator=cluster.address, **settings)
     stop = asyncio.Event() if stop is None else stop
     ready = asyncio.get_running_loop().create_future()

@@ -58,7 +58,16 @@ def coordinator(start: Start) -> tuple[subprocess.Popen, str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_both_announce_themselves_and_end_cleanly(start, coordinator, demo_model, number) -> None:
     process, address = coordinator
-    flags = ["--port", "0", "--coordinator", address, "--model", str(demo_model)]
+    flags = [
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--coordinator",
+        address,
+        "--model",
+        str(demo_model),
+    ]
     gateway = start("gateway", *flags, "--name", "gw-7")
     ready_address(gateway, "gateway")
     for each in (gateway, process):
@@ -77,7 +86,7 @@ def test_a_gateway_with_another_tokenizer_is_refused_with_both_values(
     shutil.copytree(demo_model, other)
     with (other / "tokenizer_config.json").open("a") as file:
         file.write("\n")
-    flags = ["--port", "0", "--coordinator", address]
+    flags = ["--port", "0", "--http-port", "0", "--coordinator", address]
     ready_address(start("gateway", *flags, "--model", str(demo_model), "--name", "a"), "gateway")
     second = start("gateway", *flags, "--model", str(other), "--name", "b")
     _, log = second.communicate(timeout=20)
@@ -104,7 +113,7 @@ def test_what_keeps_a_gateway_from_serving_is_one_clear_line(
     shutil.copytree(demo_model, folder)
     if removed:
         (folder / removed).unlink()
-    process = start("gateway", "--port", "0", "--model", str(folder), *flags)
+    process = start("gateway", "--port", "0", "--http-port", "0", "--model", str(folder), *flags)
     _, log = process.communicate(timeout=20)
     assert process.returncode != 0
     assert advice in log.splitlines()[-1]
@@ -124,7 +133,8 @@ def test_a_stopping_gateway_waits_and_leaves_no_client_without_an_end(
 ) -> None:
     """Without a coordinator a request waits for its placement: one signal waits, two end it."""
     port = free_port()
-    process = start("gateway", "--port", str(port), "--model", str(demo_model))
+    flags = ["--port", str(port), "--http-port", "0", "--model", str(demo_model)]
+    process = start("gateway", *flags)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RCVTIMEO, 15_000)

@@ -220,7 +220,7 @@ def test_a_gateway_that_does_not_fit_ends_with_the_reason(served_model, make_wor
         context = zmq.asyncio.Context()
         cluster = Cluster(context, make_world())
         cluster.refusal = "weights_fingerprint is w in gw and v in p0"
-        config = GatewayConfig(model="unused", port=0, coordinator=cluster.address)
+        config = GatewayConfig(model="unused", port=0, http_port=-1, coordinator=cluster.address)
         try:
             await serve(config, served_model, stop=asyncio.Event(), on_ready=print)
         finally:
