@@ -173,6 +173,7 @@ class Gateway:
             sessions=sessions,
             pools=self._pools,
         )
+        self._tokenization.watch(self._observers.metrics.tokenised)
         self._site = None if config.http_port == NO_HTTP else self._make_site()
         self._ticked_at = time.monotonic()
 

@@ -12,6 +12,7 @@ import copy
 import inspect
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -80,6 +81,7 @@ class Tokenization:
         self._own_arguments = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
         self._grammars = GrammarCheck(self._pool)
+        self._note_seconds: Callable[[float], None] = lambda seconds: None
         for each in (self._tokenizer, self._plain):  # truncation is reset once: no thread's to do
             _encode(each, "a", add_special_tokens=True)
 
@@ -118,8 +120,16 @@ class Tokenization:
         }
         return await self._in_thread(lambda: self._render(list(messages), settings))
 
+    def watch(self, note_seconds: Callable[[float], None]) -> None:
+        """From now on tell how long each prompt took, the wait for a thread included."""
+        self._note_seconds = note_seconds
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        began = time.perf_counter()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._note_seconds(time.perf_counter() - began)
 
     def _encode_submit(self, submit: Submit) -> TokenIds:
         if submit.chat:

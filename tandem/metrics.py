@@ -300,7 +300,7 @@ GATEWAY_PROMPT_TOKENS = _now(
 GATEWAY_TOKENISING = _seconds(
     "tandem_gateway_tokenising_seconds",
     (),
-    "From admission to the token ids of a prompt, the wait for a thread included.",
+    "What a prompt took to become token ids, the wait for a thread included.",
     "gateway",
 )
 GATEWAY_OUTPUT_TOKENS = _count(

@@ -10,7 +10,7 @@ HEAD = f"""# Metrics
 Written by `scripts/make_grafana` from `tandem/metrics.py`; a test keeps it so.
 
 The coordinator serves `GET /metrics` on its dashboard's port (7400), each gateway on its HTTP port
-(8000). With keys both want a bearer key: the coordinator an operator's, gateways a client's. Nodes
+(8000). With keys both want an operator's bearer key (`tandem keys bearer --role operator`). Nodes
 serve none: theirs are in the coordinator's, from their last heartbeats (at most half a second old).
 
 ```yaml
