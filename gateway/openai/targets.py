@@ -70,6 +70,6 @@ def _target(
 
 def _number(name: str, text: str) -> float:
     try:
-        return float(text[:64])
+        return float(text)
     except ValueError:
         raise ApiError(400, f"{name} must be a number of milliseconds", param=name) from None

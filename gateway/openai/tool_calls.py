@@ -76,6 +76,7 @@ class CallParser:
         self._new_id = new_id
         self._is_parallel = is_parallel
         self._held = ""
+        self._blanks = ""
         self._state: Callable[[], list[Found] | None] = self._at_start
         self._after: Callable[[], list[Found] | None] = self._in_text
         self._scanner: ObjectScanner | None = None
@@ -136,13 +137,13 @@ class CallParser:
         if at < 0:
             shown = self._held
             if not self._is_over:
-                shown = shown[: len(shown) - _num_begun(shown, OPEN)]
+                shown = shown[: len(shown) - _num_begun(shown, OPEN)].rstrip(BLANKS)
             self._held = self._held[len(shown) :]
             return [Content(shown)] if shown else None
-        text, self._held = self._held[:at], self._held[at + len(OPEN) :]
+        before, self._held = self._held[:at], self._held[at + len(OPEN) :]
         self._state = self._in_tagged_head
-        # Blanks before a call are the template's, not the answer's.
-        text = text.rstrip(BLANKS)
+        text = before.rstrip(BLANKS)
+        self._blanks = before[len(text) :]  # the template's, not the answer's, if a call follows
         return [Content(text)] if text else []
 
     def _in_tagged_head(self) -> list[Found] | None:
@@ -163,10 +164,11 @@ class CallParser:
             return None
         inside = self._held if at < 0 else self._held[:at]
         self._held = "" if at < 0 else self._held[at + len(CLOSE) :]
-        self._state = self._after_calls
         call = _decoded_call(inside)
-        if call is None:  # it is no call, so nothing of it may be lost
-            return [Content(OPEN + inside + ("" if at < 0 else CLOSE))]
+        if call is None:  # nothing of it may be lost
+            self._state = self._in_text
+            return [Content(self._blanks + OPEN + inside + ("" if at < 0 else CLOSE))]
+        self._state = self._after_calls
         return self._named(*call)
 
     def _begin(self, head: Head) -> list[Found]:
