@@ -41,10 +41,10 @@ class LocalCluster:
     """Coordinator, gateways, `num_prefill` and `num_decode` nodes; `with` starts and stops them.
 
     `*_args` are further flags of each process; `node_args` go to all nodes. Ports: None picks a
-    free one, a number must be free (`gateway_port` is the first gateway's; `dashboard_port` -1: no
-    dashboard). `sink(name, line)` gets every line of output. Logs are in `run_dir`; without one, in
-    a temporary folder that a clean stop removes. `processes` is by name: coordinator, gateway,
-    gateway-1, ..., prefill-0, ..., decode-0, ...
+    free one, a number must be free (`gateway_port` and `http_port` are the first gateway's;
+    `dashboard_port` -1: no dashboard). `sink(name, line)` gets every line of output. Logs are in
+    `run_dir`; without one, in a temporary folder that a clean stop removes. `processes` is by name:
+    coordinator, gateway, gateway-1, ..., prefill-0, ..., decode-0, ...
 
     `secure`: with keys, in `keys` (`run_dir`/keys); clients and operators use `key_name`.
     `started_as` says what is started in place of a plan: benchmarks compose processes of their own.
@@ -62,6 +62,7 @@ class LocalCluster:
         coordinator_args: Sequence[str] = (),
         coordinator_port: int | None = None,
         gateway_port: int | None = None,
+        http_port: int | None = None,
         dashboard_port: int | None = None,
         threads_per_node: int = 1,
         run_dir: Path | None = None,
@@ -76,12 +77,17 @@ class LocalCluster:
                 "a deployment needs at least one prefill node, decode node and gateway"
             )
         has_dashboard = dashboard_port != -1
+        others = [None] * (num_gateways - 1)
         *ports, dashboard = _choose_ports(
             coordinator_port,
             gateway_port,
-            *[None] * (num_gateways - 1),
+            *others,
+            http_port,
+            *others,
             dashboard_port if has_dashboard else None,
         )
+        ports, http_ports = ports[: 1 + num_gateways], ports[1 + num_gateways :]
+        self.http_addresses = [f"http://127.0.0.1:{port}" for port in http_ports]
         self.dashboard_address = f"http://127.0.0.1:{dashboard}" if has_dashboard else None
         self.coordinator_address, *self.gateway_addresses = [f"tcp://127.0.0.1:{p}" for p in ports]
         self.processes: dict[str, ChildProcess] = {}
@@ -89,8 +95,8 @@ class LocalCluster:
         self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="tandem-"))
         self.keys = self.run_dir / "keys" if secure else None
         if secure:  # all gateways but the first have keys of other names than clients expect
-            others = enumerate(self.gateway_addresses[1:], 1)
-            self.gateway_addresses[1:] = [f"{a}#gateway-{i}" for i, a in others]
+            later = enumerate(self.gateway_addresses[1:], 1)
+            self.gateway_addresses[1:] = [f"{a}#gateway-{i}" for i, a in later]
         self._sink = sink or (lambda name, line: None)
         self._env = child_environment(os.environ, threads_per_node)
         self._start_timeout_s = start_timeout_s
@@ -101,6 +107,7 @@ class LocalCluster:
             run_dir=self.run_dir,
             coordinator_port=ports[0],
             gateway_ports=ports[1:],
+            http_ports=http_ports,
             dashboard_port=dashboard if has_dashboard else -1,
             num_prefill=num_prefill,
             num_decode=num_decode,
@@ -121,6 +128,11 @@ class LocalCluster:
     def gateway_address(self) -> str:
         """The first gateway's."""
         return self.gateway_addresses[0]
+
+    @property
+    def http_address(self) -> str:
+        """The first gateway's, for OpenAI's clients: `/v1` is below it."""
+        return self.http_addresses[0]
 
     def start(self) -> None:
         """Start all at once, wait until requests are served. Raises ClusterError, and kills all."""

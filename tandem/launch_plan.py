@@ -14,12 +14,13 @@ ROLES = ("prefill", "decode")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterPlan:
-    """Counts, ports and further flags of each kind of process; a gateway per port."""
+    """Counts, ports and further flags of each kind of process; a gateway per pair of ports."""
 
     model: str
     run_dir: Path
     coordinator_port: int
     gateway_ports: Sequence[int]
+    http_ports: Sequence[int]
     dashboard_port: int = -1
     num_prefill: int = 1
     num_decode: int = 1
@@ -32,7 +33,7 @@ class ClusterPlan:
         """All that a start begins with, nodes first: they take longest."""
         counts = zip(ROLES, (self.num_prefill, self.num_decode), strict=True)
         nodes = [self.node(role, index) for role, count in counts for index in range(count)]
-        gateways = [self.gateway(index, port) for index, port in enumerate(self.gateway_ports)]
+        gateways = [self.gateway(index) for index in range(len(self.gateway_ports))]
         return (*nodes, *gateways, self.coordinator())
 
     def node(self, role: str, index: int) -> ProcessPlan:
@@ -46,10 +47,12 @@ class ClusterPlan:
             flags=(*flags, "--run-dir", str(self.run_dir), *share, *self.node_args),
         )
 
-    def gateway(self, index: int, port: int) -> ProcessPlan:
+    def gateway(self, index: int) -> ProcessPlan:
         """`gateway`, `gateway-1`, `gateway-2`, ..."""
         name = f"gateway-{index}" if index else "gateway"
-        flags = ("--name", name, *LOOPBACK, "--port", str(port), *self._common())
+        ports = ("--port", str(self.gateway_ports[index]))
+        ports = (*ports, "--http-port", str(self.http_ports[index]))
+        flags = ("--name", name, *LOOPBACK, *ports, *self._common())
         return ProcessPlan(name=name, module="gateway", flags=(*flags, *self.gateway_args))
 
     def coordinator(self) -> ProcessPlan:

@@ -82,6 +82,7 @@ class Deployment:
                 flags=(
                     *common,
                     *("--name", name, "--port", str(port), "--coordinator", coordinator),
+                    *("--http-port", "-1"),
                 ),
             )
             for name, port in self._gateway_ports.items()

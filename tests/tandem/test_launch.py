@@ -199,12 +199,12 @@ def test_ports_are_free_or_refused(cluster: Callable[..., LocalCluster]) -> None
 def make_plan(**changes: object) -> ClusterPlan:
     usual = {"model": "m", "run_dir": Path("/run/x"), "coordinator_port": 7300}
     usual |= {"dashboard_port": 7400}
-    return ClusterPlan(**{**usual, "gateway_ports": [7301], **changes})  # type: ignore[arg-type]
+    return ClusterPlan(**{**usual, "gateway_ports": [7301], "http_ports": [8000], **changes})  # type: ignore[arg-type]
 
 
 def test_flags_of_each_process() -> None:
     plan = make_plan(
-        gateway_ports=[7301, 7302], num_prefill=2, num_decode=3,
+        gateway_ports=[7301, 7302], http_ports=[8000, 8001], num_prefill=2, num_decode=3,
         node_args=["--dtype", "float64"], gateway_args=["--a"], coordinator_args=["--b"],
     )  # fmt: skip
     plans = {process.name: process for process in plan.processes()}
@@ -219,7 +219,7 @@ def test_flags_of_each_process() -> None:
         "--run-dir /run/x --memory-share 0.160 --dtype float64"
     )
     assert " ".join(plans["gateway-1"].flags) == (
-        "--name gateway-1 --host 127.0.0.1 --port 7302 --model m "
+        "--name gateway-1 --host 127.0.0.1 --port 7302 --http-port 8001 --model m "
         "--coordinator tcp://127.0.0.1:7300 --a"
     )
     assert " ".join(plans["coordinator"].flags) == (
