@@ -25,6 +25,7 @@ GATEWAY_PORT = 7301
 # Below Linux' ephemeral range (32768-60999), so that no outgoing connection takes the port first.
 FREE_PORTS = range(20_000, 32_000)
 LOCAL_CLIENT, LOCAL_OPERATOR = ("client", "local"), ("operator", "local")
+NO_PORT = -1
 POLL_S = 0.02
 KILL_WAIT_S = 5.0
 # Gateways and nodes report to the coordinator every second at least.
@@ -42,7 +43,7 @@ class LocalCluster:
 
     `*_args` are further flags of each process; `node_args` go to all nodes. Ports: None picks a
     free one, a number must be free (`gateway_port` and `http_port` are the first gateway's;
-    `dashboard_port` -1: no dashboard). `sink(name, line)` gets every line of output. Logs are in
+    `http_port` or `dashboard_port` -1: none). `sink(name, line)` gets every line of output. Logs are in
     `run_dir`; without one, in a temporary folder that a clean stop removes. `processes` is by name:
     coordinator, gateway, gateway-1, ..., prefill-0, ..., decode-0, ...
 
@@ -76,18 +77,14 @@ class LocalCluster:
             raise ValueError(
                 "a deployment needs at least one prefill node, decode node and gateway"
             )
-        has_dashboard = dashboard_port != -1
         others = [None] * (num_gateways - 1)
+        wanted_http = [http_port, *(others if http_port != NO_PORT else [NO_PORT] * len(others))]
         *ports, dashboard = _choose_ports(
-            coordinator_port,
-            gateway_port,
-            *others,
-            http_port,
-            *others,
-            dashboard_port if has_dashboard else None,
+            coordinator_port, gateway_port, *others, *wanted_http, dashboard_port
         )
         ports, http_ports = ports[: 1 + num_gateways], ports[1 + num_gateways :]
-        self.http_addresses = [f"http://127.0.0.1:{port}" for port in http_ports]
+        self.http_addresses = [f"http://127.0.0.1:{p}" for p in http_ports if p != NO_PORT]
+        has_dashboard = dashboard != NO_PORT
         self.dashboard_address = f"http://127.0.0.1:{dashboard}" if has_dashboard else None
         self.coordinator_address, *self.gateway_addresses = [f"tcp://127.0.0.1:{p}" for p in ports]
         self.processes: dict[str, ChildProcess] = {}
@@ -108,7 +105,7 @@ class LocalCluster:
             coordinator_port=ports[0],
             gateway_ports=ports[1:],
             http_ports=http_ports,
-            dashboard_port=dashboard if has_dashboard else -1,
+            dashboard_port=dashboard,
             num_prefill=num_prefill,
             num_decode=num_decode,
             node_args=node_args,
@@ -277,9 +274,9 @@ class LocalCluster:
 
 
 def _choose_ports(*wanted: int | None) -> list[int]:
-    """The ports asked for, or free ones. Raises ValueError for one that is taken."""
+    """The ports asked for (-1: none), or free ones. Raises ValueError for one that is taken."""
     for port in wanted:
-        if port is not None and not is_free(port):
+        if port is not None and port != NO_PORT and not is_free(port):
             raise ValueError(f"port {port} is taken: stop who listens there, or name another")
     candidates = random.sample(FREE_PORTS, 200)
     free = (port for port in candidates if port not in wanted and is_free(port))
