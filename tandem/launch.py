@@ -42,9 +42,9 @@ class LocalCluster:
     """Coordinator, gateways, `num_prefill` and `num_decode` nodes; `with` starts and stops them.
 
     `*_args` are further flags of each process; `node_args` go to all nodes. Ports: None picks a
-    free one, a number must be free (`gateway_port` and `http_port` are the first gateway's;
-    `http_port` or `dashboard_port` -1: none). `sink(name, line)` gets every line of output. Logs are in
-    `run_dir`; without one, in a temporary folder that a clean stop removes. `processes` is by name:
+    free one, a number must be free (`gateway_port` and `http_port` are the first gateway's); -1 is
+    no HTTP, no dashboard. `sink(name, line)` gets every line of output. Logs are in `run_dir`;
+    without one, in a temporary folder that a clean stop removes. `processes` is by name:
     coordinator, gateway, gateway-1, ..., prefill-0, ..., decode-0, ...
 
     `secure`: with keys, in `keys` (`run_dir`/keys); clients and operators use `key_name`.
