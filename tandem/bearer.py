@@ -21,6 +21,7 @@ import msgspec
 from tandem.keys import NAME, require_private, write_private
 
 Role = Literal["client", "operator"]
+ROLES: tuple[Role, ...] = ("client", "operator")
 FILE = "bearer.toml"
 KEY_PREFIX = "tdm-"
 KEY_BYTES = 32

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tandem.bearer import ROLES, add_key, read_keys, remove_key
 from tandem.keys import GRACE_S, KINDS, KeyFolder, Keyring, require_private
 from tandem.tables import format_table
 
@@ -36,6 +37,29 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     _add_action(actions, "list", "show who has a key", owned=False)
     _add_action(actions, "remove", "accept a key no more; its connections end within a second")
+    _add_bearer(actions)
+
+
+def _add_bearer(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "make an API key for HTTP callers and print it; only its digest is kept"
+    parser = actions.add_parser("bearer", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help="whose it is; tenants list it as a client")
+    parser.add_argument(
+        "--role",
+        choices=ROLES,
+        default=ROLES[0],
+        help="client: the API of gateways; operator: the dashboard and metrics "
+        "[default %(default)s]",
+    )
+    parser.add_argument(
+        "--keys",
+        dest="folder",
+        type=Path,
+        metavar="FOLDER",
+        default=os.environ.get("TANDEM_KEYS"),
+        help="keys folder [TANDEM_KEYS]",
+    )
+    parser.add_argument("--remove", action="store_true", help="accept the key of NAME no more")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +103,10 @@ def run(args: argparse.Namespace) -> int:
         "rotate": _rotate,
         "list": _list,
         "remove": _remove,
+        "bearer": _bearer,
     }
+    if args.folder is None:
+        raise ValueError("name the keys folder with --keys FOLDER, or in TANDEM_KEYS")
     try:
         print(actions[args.action](args))
     except OSError as error:
@@ -119,6 +146,14 @@ def _remove(args: argparse.Namespace) -> str:
     return f"{args.kind}/{args.name} has no key. Other hosts: delete its file below public there"
 
 
+def _bearer(args: argparse.Namespace) -> str:
+    folder = Path(args.folder)
+    if args.remove:
+        remove_key(folder, args.name)
+        return f"the API key of {args.name} opens nothing any more, within a second"
+    return add_key(folder, args.name, args.role)
+
+
 def _list(args: argparse.Namespace) -> str:
     require_private(args.folder)
     keys = KeyFolder(args.folder)
@@ -139,6 +174,9 @@ def _list(args: argparse.Namespace) -> str:
                 f"for {left_s:.0f} s" if left_s > 0 else "-",
             )
         )
+    rows += [
+        (f"bearer {key.role}", name, "-", "-", "-") for name, key in read_keys(args.folder).items()
+    ]
     return "\n".join(
         format_table(("kind", "name", "public key", "secret key", "previous accepted"), rows)
     )
