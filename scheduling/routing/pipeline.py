@@ -84,8 +84,8 @@ class Pipeline:
         open_nodes = taking_prompt(fit, demand, self.limits)
         if not open_nodes:
             return overloaded("prefill", fit)
-        node = pick_lowest(preferred(open_nodes, demand), self.prefill_scorer, demand)
-        return Placement(prefill=None, decode=node.node_id)
+        node, why = pick_lowest(preferred(open_nodes, demand), self.prefill_scorer, demand)
+        return Placement(prefill=None, decode=node.node_id, why=why)
 
     def _move(
         self, demand: Demand, source: Candidate, candidates: Sequence[Candidate]
