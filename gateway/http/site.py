@@ -21,7 +21,6 @@ from gateway.http.token_endpoints import token_routes
 from gateway.metrics import GatewayMetrics
 from gateway.metrics_http import HttpMeter
 from gateway.openai.evaluation import evaluation_routes
-from gateway.openai.evaluation import evaluation_routes
 from gateway.openai.routes import generation_routes
 from tandem.bearer import FILE, BearerKeys
 from tandem.exposition import CONTENT_TYPE
@@ -54,7 +53,6 @@ def api_routes(
         *model_routes(services),
         *token_routes(services),
         *generation_routes(services),
-        *evaluation_routes(services),
         *evaluation_routes(services),
         scrape,
     ]
