@@ -19,7 +19,7 @@ from tandem.status import query_status
 MODEL = str(Path(__file__).resolve().parents[2] / "models/demo")
 COORDINATOR, GATEWAY = "tcp://10.77.0.1:7300", "tcp://10.77.0.1:7301"
 OWNERS = [
-    ("gateway", "gateway-0"),
+    ("gateway", "gateway"),
     *[("node", f"{role}-{i}") for role in ("prefill", "decode") for i in range(2)],
     ("client", "local"),
     ("operator", "local"),
@@ -45,8 +45,8 @@ class Deployment:
         listen = ("--host", self.here.address)
         flags = ("--keys", str(self.keys), *listen, "--port", "7300")
         self.processes.start(self.here, "coordinator", "coordinator", flags)
-        gateway = (*common, *listen, "--port", "7301", "--name", "gateway-0")
-        self.processes.start(self.here, "gateway", "gateway-0", gateway)
+        gateway = (*common, *listen, "--port", "7301", "--name", "gateway")
+        self.processes.start(self.here, "gateway", "gateway", gateway)
         for index, host in enumerate((self.here, self.there)):
             for role in ("prefill", "decode"):
                 name = f"{role}-{index}"
