@@ -10,7 +10,7 @@ from gateway.http.errors import ApiError
 from gateway.openai.choices import Choices, Word
 from gateway.openai.chunks import DONE, Tally, error_frame
 from gateway.openai.reading import Begun, Ending, Event, Piece, Reader
-from tandem.messages.client import Accepted, Done
+from tandem.messages.client import Accepted, Done, Output
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,17 @@ class Telling:
         self._choices = choices
         self._readers = readers
         self._tally = tally
-        self._waiting: deque[tuple[int, Event]] = deque()
+        self._early: deque[tuple[int, Word]] = deque()
         self._asked: asyncio.Task[tuple[int, Word] | None] | None = None
+        self._ending: tuple[int, Event] | None = None
 
     async def next(self) -> tuple[int, Event] | None:
         """See `Told`."""
-        if self._waiting:
-            return self._waiting.popleft()
+        if self._ending is not None:
+            ending, self._ending = self._ending, None
+            return ending
+        if self._early:
+            return self._event(*self._early.popleft())
         asked, self._asked = self._asked, None
         item = await (self._choices.next() if asked is None else asked)
         return None if item is None else self._event(*item)
@@ -74,25 +78,21 @@ class Telling:
         tally.tokens(len(piece.token_ids))
         if reader.stop_string is not None:
             self._choices.end(index)
-            self._waiting.append((index, reader.end_at_stop()))
+            self._ending = index, reader.end_at_stop()
         return index, piece
 
     async def settle(self, within_s: float) -> None:
         """See `Told`."""
-        deadline = asyncio.get_running_loop().time() + within_s
-        early: list[tuple[int, Event]] = []
-        while not any(isinstance(event, Piece | Ending) for _, event in early):
-            if self._asked is None:
-                self._asked = asyncio.create_task(self._next_word())
-            left_s = deadline - asyncio.get_running_loop().time()
-            if not (await asyncio.wait({self._asked}, timeout=max(0.0, left_s)))[0]:
-                break
-            event = await self.next()
-            assert event is not None, "an answer has tokens, or an end"
-            early.append(event)
-            early += self._waiting
-            self._waiting.clear()
-        self._waiting.extendleft(reversed(early))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while not any(isinstance(word, Output | Done) for _, word in self._early):
+            self._asked = asyncio.create_task(self._next_word())
+            timeout = max(0.0, deadline - loop.time())
+            if not (await asyncio.wait({self._asked}, timeout=timeout))[0]:
+                return
+            item, self._asked = self._asked.result(), None
+            assert item is not None, "an answer has tokens, or an end"
+            self._early.append(item)
 
     async def _next_word(self) -> tuple[int, Word] | None:
         return await self._choices.next()

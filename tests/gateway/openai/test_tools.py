@@ -11,7 +11,7 @@ from gateway.openai.requests import ChatRequest
 from gateway.openai.tools import ToolPlan, plan_tools
 from tandem.json_schema import require_compilable
 
-POINT = {
+POINT: dict[str, Any] = {
     "type": "object",
     "properties": {"at": {"$ref": "#/$defs/Point"}},
     "required": ["at"],
