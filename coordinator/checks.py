@@ -3,7 +3,7 @@
 from coordinator.config import CoordinatorConfig
 from coordinator.core import Coordinator
 from tandem.checks import Check, folder_check, port_check, tried
-from tandem.key_checks import key_checks
+from tandem.key_checks import bearer_checks, key_checks
 from tandem.keys import COORDINATOR
 
 
@@ -16,6 +16,7 @@ def check(config: CoordinatorConfig) -> list[Check]:
 
     return [
         port_check("port", config.host, config.port),
+        port_check("dashboard port", config.dashboard_host, config.dashboard_port),
         *key_checks(
             config.keys,
             *COORDINATOR,
@@ -23,5 +24,7 @@ def check(config: CoordinatorConfig) -> list[Check]:
             allow_unauthenticated=config.allow_unauthenticated,
         ),
         tried("SLA classes", core),
+        *bearer_checks(config.keys),
+        *folder_check("history", config.history),
         *folder_check("event log", config.event_log),
     ]

@@ -4,7 +4,7 @@ from gateway.config import GatewayConfig
 from gateway.lengths import make_lengths
 from gateway.tenant_file import TenantFile
 from tandem.checks import Check, folder_check, port_check, tried
-from tandem.key_checks import key_checks
+from tandem.key_checks import bearer_checks, key_checks
 from tandem.process_checks import model_checks
 
 
@@ -22,6 +22,7 @@ def check(config: GatewayConfig) -> list[Check]:
     return [
         *model_checks(config.model, config.max_model_len),
         port_check("port", config.host, config.port),
+        port_check("http port", config.http_host, config.http_port),
         *key_checks(
             config.keys,
             "gateway",
@@ -31,6 +32,7 @@ def check(config: GatewayConfig) -> list[Check]:
         ),
         tried("tenants", tenants),
         tried("length predictor", lengths),
+        *bearer_checks(config.keys),
         *folder_check("event log", config.event_log),
         *folder_check("record dir", config.record_dir),
     ]

@@ -50,6 +50,7 @@ class Feed:
         self.events: deque[Event] = deque(first.events, NUM_EVENTS)
         self.problem = ""
         self._dashboard = dashboard
+        self._closed = threading.Event()
         threading.Thread(target=self._run, name="dashboard", daemon=True).start()
 
     def take(self, snapshot: Snapshot) -> None:
@@ -61,26 +62,34 @@ class Feed:
         self.snapshot, self.problem = snapshot, ""
 
     def _run(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 for snapshot in self._dashboard.stream():
                     self.take(snapshot)
+                    if self._closed.is_set():
+                        return
                 self.problem = "the dashboard ended the stream; asking again"
             except (UnavailableError, ValueError) as error:
                 self.problem = str(error)
-            time.sleep(AGAIN_S)
+            self._closed.wait(AGAIN_S)
+
+    def close(self) -> None:
+        """End the thread with the next snapshot."""
+        self._closed.set()
 
 
 def watch(dashboard: Dashboard, first: Snapshot) -> None:
     """Draw until q or Ctrl-C."""
     feed = Feed(dashboard, first)
     console = Console(no_color="NO_COLOR" in os.environ)
-    with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
-        while "q" not in pressed():
-            view = draw(
-                feed.snapshot, tuple(feed.events), height=console.height, problem=feed.problem
-            )
-            live.update(view, refresh=True)
+    try:
+        with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+            while "q" not in pressed():
+                events = tuple(feed.events)
+                view = draw(feed.snapshot, events, height=console.height, problem=feed.problem)
+                live.update(view, refresh=True)
+    finally:
+        feed.close()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tandem.addresses import DASHBOARD_PORT, HTTP_PORT
 from tandem.child_process import child_environment
 from tandem.foreign_flags import translate
 from tandem.launch import (
@@ -67,6 +68,8 @@ def make_cluster(args: argparse.Namespace, node_args: Sequence[str]) -> LocalClu
         coordinator_args=[*config, *args.coordinator_args],
         coordinator_port=choose_port(args.coordinator_port, COORDINATOR_PORT),
         gateway_port=choose_port(args.gateway_port, GATEWAY_PORT),
+        http_port=choose_port(args.http_port, HTTP_PORT),
+        dashboard_port=choose_port(args.dashboard_port, DASHBOARD_PORT),
         threads_per_node=args.threads_per_node,
         run_dir=args.run_dir,
         sink=lambda name, line: print(f"{name:<{width}} | {line}", flush=True),
@@ -144,14 +147,18 @@ def choose_port(given: int | None, usual: int) -> int | None:
 
 def _welcome(cluster: LocalCluster, seconds: float) -> str:
     keys = f" --keys {cluster.keys}" if cluster.keys else ""
-    return "\n".join(
-        [
-            f"\nReady after {seconds:.1f} s; logs in {cluster.run_dir}",
-            *(
-                f'  tandem generate --gateway {address}{keys} "def fibonacci(n):"'
-                for address in cluster.gateway_addresses
-            ),
-            f"  tandem status --coordinator {cluster.coordinator_address}{keys}",
-            "Ctrl-C drains and stops",
-        ]
-    )
+    lines = [
+        f"\nReady after {seconds:.1f} s; logs in {cluster.run_dir}",
+        *(
+            f'  tandem generate --gateway {address}{keys} "def fibonacci(n):"'
+            for address in cluster.gateway_addresses
+        ),
+        f"  tandem status --coordinator {cluster.coordinator_address}{keys}",
+    ]
+    if cluster.http_address:
+        lines.append(f"  curl {cluster.http_address}/v1/models   (OpenAI's API)")
+    if cluster.dashboard_address:
+        lines.append(f"  tandem top --dashboard {cluster.dashboard_address}   (or in a browser)")
+    if cluster.keys and (cluster.http_address or cluster.dashboard_address):
+        lines.append(f"  tandem keys bearer NAME --role operator{keys}   (HTTP callers need a key)")
+    return "\n".join([*lines, "Ctrl-C drains and stops"])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tandem.bearer import read_keys
 from tandem.checks import Check, tried
 from tandem.keys import Keyring, read_prefix_key
 from tandem.sockets import require_loopback
@@ -29,3 +30,17 @@ def key_checks(
     if folder is not None and kind != "coordinator":
         checks.append(tried("prefix key", prefix_key))
     return checks
+
+
+def bearer_checks(folder: str | None) -> list[Check]:
+    """Whose bearer keys HTTP callers may use; none are needed without a keys folder."""
+    if folder is None:
+        return []
+    try:
+        keys = read_keys(Path(folder))
+    except (ValueError, OSError) as error:
+        return [Check("bearer keys", "fail", str(error))]
+    if not keys:
+        advice = f"tandem keys bearer NAME --keys {folder} makes one"
+        return [Check("bearer keys", "warn", "none: nobody can call over HTTP", advice)]
+    return [Check("bearer keys", "ok", f"of {', '.join(keys)}")]
