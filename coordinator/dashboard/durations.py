@@ -1,7 +1,9 @@
 """Quantiles of durations over time in bounded memory: counts by bins of 4 % width. Pure."""
 
 import math
+from array import array
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +14,23 @@ STAGES = ("queue", "prefill", "transfer", "decode_admission", "ttft", "tpot", "m
 SHORTEST_MS = 0.01
 GROWTH = 1.04  # a quantile is at most 2 % off
 NUM_BINS = 1 + math.ceil(math.log(1e7 / SHORTEST_MS) / math.log(GROWTH))  # up to three hours
+Bins = tuple[int, ...]
 _LOG_GROWTH = math.log(GROWTH)
 MIDDLES_MS = np.array([0.0, *(SHORTEST_MS * GROWTH ** (n + 0.5) for n in range(NUM_BINS - 1))])
 
 
 class Durations:
-    """Counts of durations for each of `STAGES`."""
+    """Counts of durations for each of `STAGES`. `counts` are the same memory: single elements of
+    an array are counted up five times as fast as those of numpy's."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros((len(STAGES), NUM_BINS), dtype=np.int64)
+        self._flat = array("q", bytes(8 * len(STAGES) * NUM_BINS))
+        self.counts = np.frombuffer(self._flat, dtype=np.int64).reshape(len(STAGES), NUM_BINS)
 
-    def add(self, stage: int, duration_ms: float) -> None:
-        """Count one; `stage` is its index."""
-        self.counts[stage, bin_of(duration_ms)] += 1
+    def add(self, bins: Bins) -> None:
+        """Count what one request took."""
+        for place in bins:
+            self._flat[place] += 1
 
     def quantiles(self, stage: int) -> Quantiles | None:
         """None where there is nothing."""
@@ -35,8 +41,16 @@ class Durations:
         self.counts[:] = 0
 
 
-def bin_of(duration_ms: float) -> int:
-    """Where a duration is counted."""
+def bins_of(durations_ms: Iterable[float | None]) -> Bins:
+    """Where durations are counted, given in the order of `STAGES`; None did not happen."""
+    return tuple(
+        stage * NUM_BINS + _bin_of(duration_ms)
+        for stage, duration_ms in enumerate(durations_ms)
+        if duration_ms is not None
+    )
+
+
+def _bin_of(duration_ms: float) -> int:
     if duration_ms < SHORTEST_MS:
         return 0
     return min(NUM_BINS - 1, 1 + int(math.log(duration_ms / SHORTEST_MS) / _LOG_GROWTH))
@@ -68,16 +82,13 @@ class RecentDurations:
         self._slices: deque[_Slice] = deque()
         self._total = Durations()
 
-    def add(self, durations_ms: tuple[float | None, ...], unix_s: float) -> None:
-        """Count what one request took, in the order of `STAGES`."""
+    def add(self, bins: Bins, unix_s: float) -> None:
+        """Count what one request took."""
         number = int(unix_s // self._slice_s)
         if not self._slices or number > self._slices[-1].number:
             self._slices.append(_Slice(number, Durations()))
-        newest = self._slices[-1].durations
-        for stage, duration_ms in enumerate(durations_ms):
-            if duration_ms is not None:
-                newest.add(stage, duration_ms)
-                self._total.add(stage, duration_ms)
+        self._slices[-1].durations.add(bins)
+        self._total.add(bins)
         self._forget(unix_s)
 
     def _forget(self, unix_s: float) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from coordinator.actions import Action, EventKind, Note, Send
 from coordinator.core import Coordinator
-from coordinator.dashboard.durations import RecentDurations
+from coordinator.dashboard.durations import RecentDurations, bins_of
 from coordinator.dashboard.event_book import EventBook
 from coordinator.dashboard.measuring import durations_ms, is_shed, stage_seconds, tally_of
 from coordinator.dashboard.meters import RequestMeter
@@ -116,10 +116,10 @@ class Observer:
         tally = tally_of(report, targets, seconds)
         name = targets.sla_class
         if name in self._windows:
-            took_ms = durations_ms(report, seconds)
+            bins = bins_of(durations_ms(report, seconds))
             self._windows[name].add(tally, unix_s)
-            self._durations[name].add(took_ms, unix_s)
-            self._series.ended(name, tally.num_attained, tally.num_requests, took_ms)
+            self._durations[name].add(bins, unix_s)
+            self._series.ended(name, tally.num_attained, tally.num_requests, bins)
         for what, num in (
             ("requests", tally.num_ended),
             ("goodput", tally.num_attained),

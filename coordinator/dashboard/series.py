@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from coordinator.dashboard.durations import STAGES, Durations
+from coordinator.dashboard.durations import STAGES, Bins, Durations
 from tandem.messages.operations import WINDOWS_S, Event, Series
 
 STEPS_S = {"5m": 1, "1h": 10, "3d": 300}
@@ -40,7 +40,6 @@ class _Step:
     number: int
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)
     last: dict[str, float | None] = field(default_factory=dict)
-    ended: dict[str, tuple[float, float]] = field(default_factory=dict)  # attained, all; by class
 
 
 class Track:
@@ -50,38 +49,30 @@ class Track:
         self.step_s = step_s
         self.samples: deque[tuple[float, Values]] = deque(maxlen=num_steps)
         self._durations = Durations()
+        self._ended: dict[str, tuple[float, float]] = {}  # by class: those in time, and all
         self._step: _Step | None = None
 
-    def ended(
-        self,
-        sla_class: str,
-        num_attained: float,
-        num: float,
-        durations_ms: Iterable[float | None],
-    ) -> None:
+    def ended(self, sla_class: str, num_attained: float, num: float, bins: Bins) -> None:
         """A request ended within this step."""
-        for stage, duration_ms in enumerate(durations_ms):
-            if duration_ms is not None:
-                self._durations.add(stage, duration_ms)
-        if self._step is not None:
-            attained, of_all = self._step.ended.get(sla_class, (0.0, 0.0))
-            self._step.ended[sla_class] = (attained + num_attained, of_all + num)
+        self._durations.add(bins)
+        attained, of_all = self._ended.get(sla_class, (0.0, 0.0))
+        self._ended[sla_class] = (attained + num_attained, of_all + num)
 
     def sample(self, values: Mapping[str, float | None], unix_s: float) -> bool:
-        """Take the values of this second; whether that closed a step."""
-        number = int(unix_s // self.step_s)
-        has_closed = self._step is not None and number > self._step.number
-        if has_closed:
-            assert self._step is not None, "it was closed"
-            self.samples.append(((self._step.number + 1) * self.step_s, self._close(self._step)))
-        if self._step is None or has_closed:
-            self._step = _Step(number)
+        """Take the values of the second that is over; whether that closed a step."""
+        if self._step is None:
+            self._step = _Step(int((unix_s - 1) // self.step_s))
+        step, number = self._step, int(unix_s // self.step_s)
         for name, value in values.items():
-            self._step.last[name] = value
+            step.last[name] = value
             if value is not None:
-                total, num = self._step.sums.get(name, (0.0, 0))
-                self._step.sums[name] = (total + value, num + 1)
-        return has_closed
+                total, num = step.sums.get(name, (0.0, 0))
+                step.sums[name] = (total + value, num + 1)
+        if number <= step.number:
+            return False
+        self.samples.append(((step.number + 1) * self.step_s, self._close(step)))
+        self._step = _Step(number)
+        return True
 
     def _close(self, step: _Step) -> Values:
         found: Values = {
@@ -94,9 +85,10 @@ class Track:
         for name, (stage, which) in QUANTILES.items():
             of_stage = known[stage]
             found[name] = None if of_stage is None else getattr(of_stage, which)
-        for sla_class, (attained, of_all) in step.ended.items():
+        for sla_class, (attained, of_all) in self._ended.items():
             found[f"attainment:{sla_class}"] = attained / of_all if of_all else None
         self._durations.clear()
+        self._ended.clear()
         return found
 
 
@@ -110,16 +102,10 @@ class SeriesBook:
         self._names = (*SAMPLED, *QUANTILES, *(f"attainment:{name}" for name in classes))
         self._closed: list[tuple[int, float, Values]] = []
 
-    def ended(
-        self,
-        sla_class: str,
-        num_attained: float,
-        num: float,
-        durations_ms: tuple[float | None, ...],
-    ) -> None:
-        """A request ended (or was shed: then it took no time)."""
+    def ended(self, sla_class: str, num_attained: float, num: float, bins: Bins) -> None:
+        """A request ended, or was shed: then nothing of it took any time."""
         for track in self._tracks.values():
-            track.ended(sla_class, num_attained, num, durations_ms)
+            track.ended(sla_class, num_attained, num, bins)
 
     def sample(self, values: Mapping[str, float | None], unix_s: float) -> None:
         """Take the values of this second."""

@@ -43,10 +43,8 @@ def verdict_of(
         reason += _share(sla_class.attainment)
     elif rule is not None:
         verdict = "at risk"
-        reason = (
-            f"the error budget is spent more than {rule.rate:g} times too fast, over {rule.long} "
-            f"and over {rule.short}"
-        )
+        spans = " and ".join(dict.fromkeys((rule.long, rule.short)))
+        reason = f"the error budget is spent more than {rule.rate:g} times too fast over {spans}"
     else:
         verdict = "ok"
         reason = f"{_share(attainment)} kept both targets over the last hour"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 
 from tandem.messages.operations import WindowVerdict
 
+Parts = list[tuple[str, float]]  # fields of a tally with their values
+
 
 @dataclass(slots=True)
 class Tally:
@@ -38,10 +40,20 @@ class Tally:
         """The share that kept its targets; None where there was none."""
         return self.num_attained / self.num_requests if self.num_requests else None
 
-    def add(self, other: "Tally", sign: int = 1) -> None:
-        """Add another one, or take it away; what floats leave over is no count."""
-        for name in TALLY_FIELDS:
-            setattr(self, name, max(0.0, getattr(self, name) + sign * getattr(other, name)))
+    def add(self, parts: Parts) -> None:
+        """Add another one."""
+        for name, value in parts:
+            setattr(self, name, getattr(self, name) + value)
+
+    def take_away(self, parts: Parts) -> None:
+        """The opposite; what floats leave over is no count."""
+        for name, value in parts:
+            setattr(self, name, max(0.0, getattr(self, name) - value))
+
+    @property
+    def parts(self) -> Parts:
+        """What is not zero: of a request most is."""
+        return [(name, value) for name in TALLY_FIELDS if (value := getattr(self, name))]
 
     def row(self) -> tuple[float, ...]:
         """The values in the order of `TALLY_FIELDS`."""
@@ -61,7 +73,7 @@ class Window:
         self._total = Tally()
         self._changed: set[int] = set()
 
-    def add(self, tally: Tally, unix_s: float, *, is_new: bool = True) -> None:
+    def add(self, parts: Parts, unix_s: float, *, is_new: bool = True) -> None:
         """Count what happened at that time, or, where that is past, in the newest bucket.
 
         `is_new`: a file does not have it yet.
@@ -71,8 +83,8 @@ class Window:
             number = self._buckets[-1][0]
         else:
             self._buckets.append((number, Tally()))
-        self._buckets[-1][1].add(tally)
-        self._total.add(tally)
+        self._buckets[-1][1].add(parts)
+        self._total.add(parts)
         if is_new:
             self._changed.add(number)
         self._forget(number)
@@ -85,7 +97,7 @@ class Window:
     def _forget(self, number: int) -> None:
         while self._buckets and self._buckets[0][0] <= number - self._num_steps:
             gone, tally = self._buckets.popleft()
-            self._total.add(tally, -1)
+            self._total.take_away(tally.parts)
             self._changed.discard(gone)
 
     def take_changed(self) -> Iterator[tuple[int, Tally]]:
@@ -110,8 +122,14 @@ class BurnRule:
     short: str
 
 
-# 2 % of a month's budget in an hour, 5 % in six hours, 10 % in three days.
-BURN_RULES = (BurnRule(14.4, "1h", "5m"), BurnRule(6.0, "6h", "30m"), BurnRule(1.0, "3d", "6h"))
+# 2 % of a month's budget in an hour, 5 % in six hours, 10 % in three days. The second rule is ours:
+# it warns before a bad hour is full; five minutes at this rate spend 0.7 % of three days' budget.
+BURN_RULES = (
+    BurnRule(14.4, "1h", "5m"),
+    BurnRule(6.0, "5m", "5m"),
+    BurnRule(6.0, "6h", "30m"),
+    BurnRule(1.0, "3d", "6h"),
+)
 MIN_REQUESTS = 10  # in the long window: one late request of three is no trend
 
 
@@ -124,14 +142,15 @@ class ClassWindows:
 
     def add(self, tally: Tally, unix_s: float) -> None:
         """Count an ended request."""
+        parts = tally.parts
         for window in self._windows.values():
-            window.add(tally, unix_s)
+            window.add(parts, unix_s)
 
     def restore(self, step_s: int, start_s: int, tally: Tally) -> None:
         """A bucket that a file kept, to be told oldest first: fine steps are for the short windows,
         coarse ones for the long."""
         for name in ("5m", "30m", "1h") if step_s == STEPS_S["1h"] else ("6h", "3d"):
-            self._windows[name].add(tally, start_s, is_new=False)
+            self._windows[name].add(tally.parts, start_s, is_new=False)
 
     def take_changed(self) -> Iterator[tuple[int, int, Tally]]:
         """Step, start and content of each bucket that a file should have."""
