@@ -76,7 +76,7 @@ def main() -> int:
     config = load_config(
         GatewayConfig, sys.argv[1:], prog="python -m gateway", section="gateway", check=check
     )
-    Log(config, f"gateway {config.name or ''}".strip())
+    Log(config, "gateway", config.name)
     try:
         uvloop.run(run(config, load_model(config)))
     except ValueError as error:

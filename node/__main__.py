@@ -33,6 +33,7 @@ from node.core import Limits, NodeCore
 from node.device import Device
 from node.emitter import Emitter
 from node.growth import Overcommit
+from node.kv_events import CacheWatch
 from node.ledger import PageLedger
 from node.loop import StepLoop
 from node.membership import Membership
@@ -205,14 +206,8 @@ async def serve(
     server: Server[object] = Server(context, PEER_MESSAGES, keys=keys, allowed=ALLOWED)
     listening = server.bind(config.host, config.port)
     address = listening.replace(config.host, config.advertised_host or config.host)
-    coordinator: Link[object] = Link(
-        context,
-        COORDINATOR_MESSAGES,
-        identity=peer_identity("node", device.identity.node_id, device.identity.incarnation),
-        address=config.coordinator,
-        keys=keys,
-        server="/".join(COORDINATOR),
-    )
+    coordinator = make_link(context, config, device.identity, keys)
+    cache_watch = CacheWatch(config, device.identity, zmq.Context.shadow(context.underlying))
     exchange = make_exchange(config, device, pool, run_dir, encrypt=keys is not None)
     owners = Owners(
         context,
@@ -233,6 +228,7 @@ async def serve(
         drain_s=config.drain_s,
         device=config.device,
         schemas=device.schemas,
+        watch_cache=cache_watch.changed,
     )
     swap = open_swap(config, device, pool)
     event_log = open_event_log(config, device, swap)
@@ -252,7 +248,22 @@ async def serve(
         exchange.close()
         server.close()
         coordinator.close()
+        cache_watch.close()
         context.term()
+
+
+def make_link(
+    context: zmq.asyncio.Context, config: NodeConfig, identity: NodeIdentity, keys: Keyring | None
+) -> Link[object]:
+    """The socket to the coordinator."""
+    return Link(
+        context,
+        COORDINATOR_MESSAGES,
+        identity=peer_identity("node", identity.node_id, identity.incarnation),
+        address=config.coordinator,
+        keys=keys,
+        server="/".join(COORDINATOR),
+    )
 
 
 def make_exchange(
@@ -341,7 +352,7 @@ def main() -> int:
     started = time.perf_counter()
     prog = f"python -m {Path(sys.argv[0]).parent.name}"
     config = load_config(NodeConfig, sys.argv[1:], prog=prog, section="node", check=check)
-    lines = Log(config, prog.rpartition(" ")[2].removesuffix("_node"))
+    lines = Log(config, prog.rpartition(" ")[2].removesuffix("_node"), config.name)
     try:
         keys = keyring_or_loopback(
             config.keys,

@@ -8,6 +8,7 @@ from scheduling.batch.options import split_options
 from scheduling.prefill.catalogue import make_prefill_policy
 from tandem.checks import Check, folder_check, port_check, tried
 from tandem.key_checks import key_checks
+from tandem.model_folder import load_model_config, resolve_model
 from tandem.process_checks import model_checks
 
 GPU_CONTROL = Path("/dev/nvidiactl")
@@ -21,10 +22,23 @@ def check(config: NodeConfig) -> list[Check]:
         make_prefill_policy(config.prefill_policy, split_options(config.prefill_option, "prefill"))
         return f"batch {config.batch_policy}, prefill {config.prefill_policy}"
 
+    def pages() -> str:
+        if config.num_pages is None:
+            return f"as many as {config.memory_share:g} of the memory left after loading holds"
+        model = load_model_config(resolve_model(config.model, download=False))
+        longest = config.max_model_len or model.max_position_embeddings
+        if config.num_pages * config.page_size < longest:
+            raise ValueError(
+                f"{config.num_pages} pages of {config.page_size} tokens cannot hold one sequence "
+                f"of {longest} tokens: raise --num-pages, or lower --max-model-len"
+            )
+        return f"{config.num_pages} of {config.page_size} tokens"
+
     return [
         *model_checks(config.model, config.max_model_len),
         tried("device", lambda: _device(config.device)),
         tried("policies", policies),
+        tried("pages", pages),
         port_check("port", config.host, config.port),
         *key_checks(
             config.keys,

@@ -155,10 +155,10 @@ def _welcome(cluster: LocalCluster, seconds: float) -> str:
         ),
         f"  tandem status --coordinator {cluster.coordinator_address}{keys}",
     ]
-    if cluster.http_address:
-        lines.append(f"  curl {cluster.http_address}/v1/models   (OpenAI's API)")
+    if cluster.http_addresses:
+        lines.append(f"  curl {cluster.http_addresses[0]}/v1/models   (OpenAI's API)")
     if cluster.dashboard_address:
         lines.append(f"  tandem top --dashboard {cluster.dashboard_address}   (or in a browser)")
-    if cluster.keys and (cluster.http_address or cluster.dashboard_address):
+    if cluster.keys and (cluster.http_addresses or cluster.dashboard_address):
         lines.append(f"  tandem keys bearer NAME --role operator{keys}   (HTTP callers need a key)")
     return "\n".join([*lines, "Ctrl-C drains and stops"])

@@ -57,13 +57,14 @@ async def run_until(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> N
 class Log:
     """The log of this process, on standard error: standard output is for results."""
 
-    def __init__(self, config: LogConfig, role: str) -> None:
+    def __init__(self, config: LogConfig, role: str, name: str | None = None) -> None:
         self._role = role
+        member = role if name is None else f"{role} {name}"
         is_coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
         self._lines: TextLines | JsonLines = (
-            JsonLines(role)
+            JsonLines(member)
             if config.log_format == "json"
-            else TextLines(role, is_coloured=is_coloured)
+            else TextLines(member, is_coloured=is_coloured)
         )
         handler = logging.StreamHandler()
         handler.setFormatter(self._lines)
