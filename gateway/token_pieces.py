@@ -3,10 +3,12 @@
 Decoded alone such a part becomes U+FFFD; its bytes are then read off the vocabulary's own spelling.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
 MAX_REMEMBERED = 65_536
+_HEX = re.compile("<0x([0-9A-F]{2})>")  # of a byte that no other entry covers
 # Byte-level vocabularies spell each byte as a printable character: those that are printable as
 # themselves, the other 68 as the characters from U+0100 on, in the order of the bytes.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -55,8 +57,8 @@ class TokenPieces:
 
 def spelled_bytes(spelling: str) -> bytes:
     """The bytes of a part of a character, from its entry in the vocabulary."""
-    if len(spelling) == 6 and spelling.startswith("<0x") and spelling.endswith(">"):
-        return bytes.fromhex(spelling[3:5])
+    if match := _HEX.fullmatch(spelling):
+        return bytes.fromhex(match[1])
     if all(character in _BYTE_OF_CHARACTER for character in spelling):
         return bytes(_BYTE_OF_CHARACTER[character] for character in spelling)
     return spelling.encode()

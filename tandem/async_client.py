@@ -44,6 +44,7 @@ class RequestOptions(TypedDict, total=False):
     `params`: how tokens are drawn. `model`: refused unless the deployment serves it.
     `sla_class`: a class of the coordinator's config; `ttft_ms`, `tpot_ms`: own targets instead.
     `priority`: -100 to 100, higher first. `deadline_s`: the request fails when it is not done.
+    `choice`: of one prompt and seed each is another answer.
     """
 
     params: SamplingParams
@@ -53,6 +54,7 @@ class RequestOptions(TypedDict, total=False):
     tpot_ms: float
     priority: int
     deadline_s: float
+    choice: int
 
 
 class AsyncClient:

@@ -44,10 +44,16 @@ class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenNames:
-    """What tokens are called; `as_ids`: `token_id:123`, whatever they stand for."""
+    """What tokens are called; `as_ids`: `token_id:123`, whatever they stand for.
 
-    def __init__(self, bytes_of: BytesOf, *, as_ids: bool) -> None:
+    `is_hidden` tells of special tokens that the text does not show.
+    """
+
+    def __init__(
+        self, bytes_of: BytesOf, is_hidden: Callable[[int], bool], *, as_ids: bool
+    ) -> None:
         self.bytes_of = bytes_of
+        self.is_hidden = is_hidden
         self._as_ids = as_ids
 
     def in_chat(self, token_id: int) -> str:
@@ -114,7 +120,8 @@ class CompletionScribe:
     def _step(self, token_id: int) -> int:
         """Where a token's text begins, in characters."""
         offset = self._offset
-        self._offset += len(self._decoder.decode(self._names.bytes_of(token_id)))
+        if not self._names.is_hidden(token_id):
+            self._offset += len(self._decoder.decode(self._names.bytes_of(token_id)))
         return offset
 
     def _top(self, own: TokenLogprobs) -> dict[str, float]:

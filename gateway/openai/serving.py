@@ -84,8 +84,12 @@ class Generation:
         options = body.stream_options
         names = None
         if params.logprobs is not None:
-            as_ids = bool(body.return_tokens_as_token_ids)
-            names = TokenNames(self.services.text.token_bytes, as_ids=as_ids)
+            text, shows_all = self.services.text, body.skip_special_tokens is False
+            names = TokenNames(
+                text.token_bytes,
+                lambda token_id: not (shows_all or text.decode([token_id])),
+                as_ids=bool(body.return_tokens_as_token_ids),
+            )
         return Shape(
             names=names,
             returns_token_ids=bool(body.return_token_ids),

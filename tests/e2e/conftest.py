@@ -133,6 +133,7 @@ def generate_alone(
     params: SamplingParams,
     eos: tuple[int, ...],
     seed: int = 0,
+    choice: int = 0,
 ) -> list[int]:
     """The specification: the whole prompt in one step, then one token per step, nothing else."""
     num_total = len(prompt) + (params.max_tokens or 0)
@@ -142,7 +143,7 @@ def generate_alone(
     todo, start = prompt_ids, 0
     while len(output) < (params.max_tokens or 0):
         request = SampleRequest(
-            params, seed, 0, len(output), prompt_ids, np.array(output, np.int32), eos
+            params, seed, choice, len(output), prompt_ids, np.array(output, np.int32), eos
         )
         result = runner.run(StepBatch((SequenceStep(todo, start, table, request),)))
         sampled = result.sampled[0]
