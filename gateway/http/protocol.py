@@ -34,6 +34,10 @@ class HeadTooLargeError(Exception):
     """A request line or header over the limits."""
 
 
+class UnreadableHeadError(Exception):
+    """A head that is HTTP, but not what this server reads."""
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """See the module. One request at a time: what is pipelined behind one that runs is dropped, and
     the connection closed after the answer, so that the caller asks again."""
@@ -173,6 +177,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._count_head(len(name) + len(value) + 4)
         if len(self.headers) >= self._limits.max_headers:
             raise HeadTooLargeError
+        if name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise UnreadableHeadError  # others would take the body for compressed
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
