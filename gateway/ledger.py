@@ -32,6 +32,7 @@ from tandem.messages.serving import (
     Emission,
     MoveWanted,
 )
+from tandem.stats_line import Sample
 
 __all__ = ["Identity", "Ledger"]
 
@@ -62,6 +63,17 @@ class Ledger:
     def num_output_tokens(self) -> int:
         """Tokens delivered since the start."""
         return self._live.num_output_tokens
+
+    def sample(self) -> Sample:
+        """The figures of the line that is logged every ten seconds."""
+        num_waiting = self.num_waiting
+        return Sample(
+            num_prompt_tokens=self._live.num_computed_tokens,
+            num_output_tokens=self._live.num_output_tokens,
+            num_running=len(self) - num_waiting,
+            num_waiting=num_waiting,
+            num_cached_tokens=self._live.num_cached_tokens,
+        )
 
     @property
     def num_dropped(self) -> int:

@@ -54,6 +54,8 @@ class LiveRequests:
         self.out: list[Action] = []
         self.num_prompt_tokens = 0
         self.num_output_tokens = 0  # delivered since the start
+        self.num_computed_tokens = 0  # of prompts of requests that ended, and those that were
+        self.num_cached_tokens = 0  # found in a node's cache
         self.num_dropped = 0
         self._decode = decode
 
@@ -132,7 +134,10 @@ class LiveRequests:
     def end(self, request: LiveRequest, end: End, now: float) -> None:
         """The terminal state: told to the client and the coordinator, once."""
         del self.by_id[request.request_id]
-        self.num_prompt_tokens -= len(request.new.prompt_ids)
+        num_prompt, num_cached = len(request.new.prompt_ids), request.num_cached_tokens or 0
+        self.num_prompt_tokens -= num_prompt
+        self.num_computed_tokens += num_prompt - num_cached
+        self.num_cached_tokens += num_cached
         self.demands.drop_question(request.request_id)
         if request.attempt is not None:
             nodes = request.attempt.busy_nodes(is_cut=end.is_cut)

@@ -50,7 +50,7 @@ from tandem.messages.placement import (
     ToGatewayFromCoordinator,
 )
 from tandem.messages.serving import PeerBeat
-from tandem.service import run_until
+from tandem.service import log_stats, run_until
 from tandem.sockets import keyring_or_loopback, peer_identity
 
 RECORDED = ("submit", "cancel", "end_all", "from_coordinator", "from_node", "tick")
@@ -220,6 +220,7 @@ class Gateway:
             self._tick(),
             self._beat(),
             self._reread(),
+            log_stats(logger, self._ledger.sample),
         ]
 
     async def drain(self) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from node.actions import CacheChanged, NodeAction, NodeNotice, Reply, SendToNode
@@ -38,9 +39,9 @@ from tandem.codec import ProtocolError
 from tandem.messages.handoff import FromWriter, Reserve, WriterHello
 from tandem.messages.membership import NodeLoad, PageCounts, ToNode
 from tandem.messages.serving import FromGatewayToNode, PeerBeat
-from tandem.service import run_until
+from tandem.service import log_stats, run_until
 from tandem.sockets import Link, Server
-from tandem.stats_line import Sample, StatsLine
+from tandem.stats_line import Sample
 
 TICK_S = 0.1
 INSIST_S = 0.05
@@ -52,7 +53,8 @@ log = logging.getLogger("tandem.node")
 class NodeShell:
     """Connects a step loop with the world until told to stop. Build it inside the event loop.
 
-    `drain_s`: how long a drain may take. `device` is named in the log.
+    `drain_s`: how long a drain may take. `device` is named in the log. `watch_cache` hears what
+    entered and left the prefix cache.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class NodeShell:
         drain_s: float,
         schemas: Schemas | None = None,
         device: str = "cpu",
+        watch_cache: Callable[[CacheChanged], None] = lambda change: None,
     ) -> None:
         self._server = server
         self._coordinator = coordinator
         self._membership = membership
         self._owners = owners
         self._exchange = exchange
+        self._watch_cache = watch_cache
         self._stopped = asyncio.Event()
         self._event_loop = asyncio.get_running_loop()
         self._steps: StepLoop | None = None
@@ -83,7 +87,7 @@ class NodeShell:
         self._drain_s = drain_s
         self._drain: asyncio.Task[None] | None = None
         self._is_lapsed = False
-        self._stats = StatsLine(time.monotonic(), device)
+        self._device = device
         self._gateways_heard_at: dict[bytes, float] = {}
         self._silent: set[bytes] = set()
         self.num_unwelcome = 0
@@ -115,6 +119,7 @@ class NodeShell:
         for action in actions:
             if isinstance(action, CacheChanged):
                 self._membership.cache_changed(action)
+                self._watch_cache(action)
                 continue
             try:
                 match action:
@@ -144,12 +149,15 @@ class NodeShell:
 
     async def run(self, joined: asyncio.Event) -> None:
         """Serve until stopped; `joined` is set at the first admission."""
+        steps = self._steps
+        assert steps is not None
         try:
             await run_until(
                 self._stopped,
                 self._serve_peers(),
                 self._serve_coordinator(joined),
                 self._keep_membership(),
+                log_stats(log, lambda: sample_of(steps.load()), self._device),
             )
         finally:
             await self._schemas.close()
@@ -244,15 +252,7 @@ class NodeShell:
                 self._coordinator.send(message)
             self._note_lapse(now)
             self._note_silent_gateways(now)
-            self._log_stats(now)
             await asyncio.sleep(TICK_S)
-
-    def _log_stats(self, now: float) -> None:
-        assert self._steps is not None
-        if self._stats.is_due(now):
-            line = self._stats.take(sample_of(self._steps.load()), now)
-            if line is not None:
-                log.log(line[0], "%s", line[1])
 
     def _note_lapse(self, now: float) -> None:
         is_lapsed = self._membership.is_lapsed(now)

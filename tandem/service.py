@@ -6,11 +6,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Protocol
 
 from tandem.log_lines import JsonLines, TextLines
+from tandem.stats_line import Sample, StatsLine
 
+STATS_S = 10.0
 logger = logging.getLogger(__name__)
 
 
@@ -75,3 +78,13 @@ class Log:
     def name(self, name: str) -> None:
         """From now on lines have the process's name beside its role."""
         self._lines.member = f"{self._role} {name}"
+
+
+async def log_stats(log: logging.Logger, sample: Callable[[], Sample], device: str = "cpu") -> None:
+    """Write a line of figures every ten seconds; at debug where nothing happened."""
+    stats = StatsLine(time.monotonic(), device)
+    while True:
+        line = stats.take(sample(), time.monotonic())
+        if line is not None:
+            log.log(line[0], "%s", line[1])
+        await asyncio.sleep(STATS_S)

@@ -6,8 +6,6 @@ Pure: made from two samples of counters.
 import logging
 from dataclasses import dataclass
 
-INTERVAL_S = 10.0
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -26,16 +24,12 @@ class Sample:
 
 
 class StatsLine:
-    """Due every ten seconds; times are the caller's monotonic clock."""
+    """Made from one sample to the next; times are the caller's monotonic clock."""
 
     def __init__(self, now: float, device: str = "cpu") -> None:
         self._pages_of = "GPU " * device.startswith("cuda")
         self._at = now
         self._last: Sample | None = None
-
-    def is_due(self, now: float) -> bool:
-        """Whether to take a sample."""
-        return self._last is None or now - self._at >= INTERVAL_S
 
     def take(self, sample: Sample, now: float) -> tuple[int, str] | None:
         """The level and the text of the line; the level is debug where nothing happened.
