@@ -1,7 +1,7 @@
 /** Prefill and decode nodes over time, and every decision with its reason. */
 
 import { Keyed, byId, el, setAttr, setClass, setText } from "./dom.js";
-import { count, duration, moment, plural } from "./format.js";
+import { count, duration, moment, plural, sentence } from "./format.js";
 import { TimeChart } from "./timechart.js";
 
 const MODES = {
@@ -33,7 +33,7 @@ export class Balance {
     setText(byId("balance-ratio"), `${count(balance.num_prefill)} prefill : ${count(balance.num_decode)} decode${mixed}`);
     const wait = balance.cooldown_s > 0 ? `; the next change in ${duration(balance.cooldown_s)} at the earliest` : "";
     setText(byId("balance-mode"), (MODES[balance.mode] || balance.mode) + wait);
-    setText(byId("balance-why"), balance.explanation);
+    setText(byId("balance-why"), sentence(balance.explanation));
   }
 
   series({ series, from, to, marks }) {

@@ -18,6 +18,7 @@ export class Flow {
     }, live);
     this.lost = new TimeChart(byId("chart-shed"), {
       title: "Requests shed and failed", height: 78, numTicks: 2, format: (v) => rate(v), kind: "bars", least: 1,
+      zero: "Nothing shed, nothing failed in this window",
       rows: [
         { key: "shed_per_s", label: "shed", tone: "tone-warn" },
         { key: "failed_per_s", label: "failed", tone: "tone-bad" }],

@@ -114,4 +114,11 @@ export function list(words) {
   return `${words.slice(0, -1).join(", ")} and ${words[words.length - 1]}`;
 }
 
+/** Words of the coordinator as a sentence. */
+export function sentence(text) {
+  if (text === "") return "";
+  const head = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(head) ? head : `${head}.`;
+}
+
 export const shortId = (requestId) => requestId.slice(0, 8);

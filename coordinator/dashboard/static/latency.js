@@ -16,7 +16,7 @@ export class Latency {
       (c) => this.makeClass(c.sla_class), (button, c) => setAttr(button, "aria-pressed", String(c.sla_class === this.name)));
     this.bars = new Waterfall(byId("waterfall"));
     const stages = STAGES.map(({ key, label, tone, isHatched }) => {
-      return { key: `${key}_p50_ms`, label, tone, isHatched, kind: "area" };
+      return { key: `${key}_p50_ms`, label: label.replace("decode ", ""), tone, isHatched, kind: "area" };
     });
     this.ttft = new TimeChart(byId("chart-ttft"), {
       title: "Medians of the stages and time to first token", height: 150, isStacked: true, format: ms,
@@ -56,8 +56,8 @@ export class Latency {
     setText(byId("ttft-say"), sayTtft(stages, ttft_ms));
     setText(byId("itl-say"), sayItl(stages, tpot_ms, this.name));
     this.rows.update([
-      { label: "Per output token (TPOT)", quantiles: stages.tpot, limit: tpot_ms },
-      { label: "Longest gap in a request", quantiles: stages.max_itl, limit: null },
+      { label: "Per token (TPOT)", quantiles: stages.tpot, limit: tpot_ms },
+      { label: "Longest gap", quantiles: stages.max_itl, limit: null },
     ]);
   }
 
@@ -121,7 +121,7 @@ class Waterfall {
       el("span", { class: `swatch ${tone}${isHatched ? " hatched" : ""}` }), label, this.values[i]));
     this.sla = el("span");
     this.legend = el("ul", { class: "legend waterfall-legend" }, ...items,
-      el("li", {}, el("span", { class: "measured-key" }), "first token, measured"), el("li", { class: "note" }, "values at p95, last 5\u202fmin"));
+      el("li", {}, el("span", { class: "measured-key" }), "first token, as measured"));
     this.axis = el("div", { class: "w-axis" }, this.sla);
     this.rows = POINTS.map((point) => {
       const parts = STAGES.map(({ tone, isHatched }) => el("i", { class: `${tone}${isHatched ? " hatched" : ""}` }));
@@ -139,7 +139,7 @@ class Waterfall {
     const longest = Math.max(...ends, stages.ttft?.p99 ?? 0);
     const isNear = limit <= longest * 4 || longest === 0;
     const scale = (isNear ? Math.max(longest, limit * 1.04) : longest * 1.15) || 1;
-    STAGES.forEach(({ key }, i) => setText(this.values[i], ms(stages[key]?.p95)));
+    STAGES.forEach(({ key }, i) => setText(this.values[i], ms(stages[key]?.p50)));
     setText(this.sla, isNear ? `SLA ${ms(limit)}` : `SLA ${ms(limit)}, beyond this scale →`);
     setLeft(this.sla, isNear ? limit / scale : 1);
     setClass(this.sla, "at-end", !isNear || limit / scale > 0.85);

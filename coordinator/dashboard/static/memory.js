@@ -3,7 +3,7 @@
 import { Keyed, byId, el, setAttr, setClass, setText, setWidth } from "./dom.js";
 import { count, percent } from "./format.js";
 import { TimeChart } from "./timechart.js";
-import { PAGE_STATES, ROLES } from "./words.js";
+import { PAGE_STATES, ROLES, inOrder } from "./words.js";
 
 export class Memory {
   constructor(live) {
@@ -29,8 +29,9 @@ export class Memory {
   }
 
   snapshot({ snapshot: { nodes } }) {
-    this.pages.update(nodes);
-    this.busy.update(nodes);
+    const ordered = inOrder(nodes);
+    this.pages.update(ordered);
+    this.busy.update(ordered);
     setText(byId("kv-note"), sayPages(nodes));
     for (const id of ["kv", "busy"]) setClass(byId(id), "no-nodes", nodes.length === 0);
   }

@@ -3,13 +3,13 @@
 import { Keyed, byId, el, icon, setAttr, setClass, setIcon, setText } from "./dom.js";
 import { byteRate, count, list, ms, number, percent, plural, seconds } from "./format.js";
 import { nameOf, setRole, usedShare } from "./memory.js";
-import { PAGE_STATES, STATES, UNKNOWN } from "./words.js";
+import { PAGE_STATES, STATES, UNKNOWN, byName, rankOf } from "./words.js";
 import { makeActions, updateActions } from "./actions.js";
 
 /** `isWide`: not shown on a narrow screen, where opening the node shows it. */
 const COLUMNS = [
   { label: "Node", key: (n) => n.node_id, isLeft: true },
-  { label: "State", key: (n) => n.state, isLeft: true },
+  { label: "State", key: (n) => rankOf(n), isLeft: true },
   { label: "Busy", key: (n) => n.busy_share, text: (n) => percent(n.busy_share) },
   { label: "KV in use", key: usedShare, text: (n) => percent(usedShare(n)) },
   { label: "Prompts waiting", key: (n) => n.num_prefill_waiting, isWide: true,
@@ -26,7 +26,7 @@ export class Nodes {
   constructor(orders) {
     this.orders = orders;
     this.open = new Set();
-    this.sorted = { column: 0, sign: 1 };
+    this.sorted = { column: 1, sign: 1 };  // who needs attention comes first
     const heads = COLUMNS.map((column, index) => {
       const button = el("button", { type: "button", class: "sort", on: { click: () => this.sortBy(index) } }, column.label);
       return el("th", { scope: "col", class: lookOf(column) }, button);
@@ -57,7 +57,7 @@ export class Nodes {
   show() {
     const { column, sign } = this.sorted;
     const { key } = COLUMNS[column];
-    const nodes = [...this.nodes].sort((a, b) => sign * compare(key(a), key(b)) || compare(a.node_id, b.node_id));
+    const nodes = [...this.nodes].sort((a, b) => sign * compare(key(a), key(b)) || byName(a.node_id, b.node_id));
     this.rows.update(nodes.flatMap((node) => {
       const row = { key: node.node_id, node };
       return this.open.has(node.node_id) ? [row, { key: `${node.node_id} detail`, node, isDetail: true }] : [row];
@@ -115,7 +115,7 @@ export class Nodes {
 const lookOf = ({ isLeft, isWide }) => [isLeft ? "left" : "", isWide ? "narrow-hide" : ""].join(" ").trim() || null;
 
 function compare(a, b) {
-  if (typeof a === "string") return a.localeCompare(b, undefined, { numeric: true });
+  if (typeof a === "string") return byName(a, b);
   return (a ?? -1) - (b ?? -1);
 }
 

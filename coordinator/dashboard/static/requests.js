@@ -74,7 +74,7 @@ export class Requests {
 
   snapshot({ snapshot }) {
     this.live = snapshot.live;
-    this.numLive = snapshot.num_live + snapshot.num_queued;
+    this.numLive = snapshot.num_live;
     if (this.kind.key === "live") this.show(this.live, Math.max(this.numLive, this.live.length));
     else if (performance.now() - this.fetchedAt > REFRESH_MS) this.load();
   }

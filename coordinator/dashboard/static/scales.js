@@ -31,52 +31,46 @@ export function timeTicks(from, to, most) {
 
 const at = (value) => Math.round(value * 10) / 10;
 
-/** Runs of neighbouring samples that are known: [first, last] indices. */
+/** Runs of samples that are known and near each other, as lists of their indices. */
 export function runs(times, values, gapS) {
   const found = [];
-  let first = -1;
+  let last = null;
   for (let i = 0; i < times.length; i += 1) {
-    if (values[i] === null || values[i] === undefined) {
-      first = -1;
-    } else if (first < 0 || times[i] - times[i - 1] > gapS) {
-      found.push([i, i]);
-      first = i;
-    } else {
-      found[found.length - 1][1] = i;
-    }
+    if (values[i] === null || values[i] === undefined) continue;
+    if (last === null || times[i] - times[last] > gapS) found.push([]);
+    found[found.length - 1].push(i);
+    last = i;
   }
   return found;
 }
 
 /** Points of a run; a step holds its value until the next sample, the last one until `end`. */
-function points(times, values, [first, last], x, y, isStep, end) {
-  const parts = [];
-  for (let i = first; i <= last; i += 1) {
-    parts.push(`${at(x(times[i]))},${at(y(values[i]))}`);
-    if (isStep) {
-      const until = i < last ? times[i + 1] : Math.max(times[i], end);
-      parts.push(`${at(x(until))},${at(y(values[i]))}`);
-    }
-  }
-  return parts;
+function points(times, values, run, { x, y, isStep, end }) {
+  return run.flatMap((i, place) => {
+    const height = at(y(values[i]));
+    const corner = `${at(x(times[i]))},${height}`;
+    if (!isStep) return [corner];
+    const next = place + 1 < run.length ? times[run[place + 1]] : Math.max(times[i], end);
+    return [corner, `${at(x(next))},${height}`];
+  });
 }
 
 /** The outline of a line; a lone sample becomes a dot. */
-export function linePath(times, values, { x, y, gapS, isStep, end }) {
-  return runs(times, values, gapS)
+export function linePath(times, values, space) {
+  return runs(times, values, space.gapS)
     .map((run) => {
-      const parts = points(times, values, run, x, y, isStep, end);
+      const parts = points(times, values, run, space);
       return `M${parts.join("L")}${parts.length === 1 ? "h.1" : ""}`;
     })
     .join("");
 }
 
 /** The area between two rows of values (`low` is never null where `high` is known). */
-export function areaPath(times, low, high, { x, y, gapS, isStep, end }) {
-  return runs(times, high, gapS)
+export function areaPath(times, low, high, space) {
+  return runs(times, high, space.gapS)
     .map((run) => {
-      const top = points(times, high, run, x, y, isStep, end);
-      const bottom = points(times, low, run, x, y, isStep, end).reverse();
+      const top = points(times, high, run, space);
+      const bottom = points(times, low, run, space).reverse();
       return `M${top.join("L")}L${bottom.join("L")}Z`;
     })
     .join("");

@@ -29,7 +29,7 @@ function point(t) {
 }
 
 /**
- * `spec`: title, height, format(value), numTicks, isWhole, max, isStacked, isStep, and `rows`: key,
+ * `spec`: title, height, format(value), numTicks, isWhole, max, least, zero (a text where all is zero), isStacked, isStep, and `rows`: key,
  * label, tone (a class), kind (line, area, bars), note (read out instead of the value).
  */
 export class TimeChart {
@@ -39,15 +39,15 @@ export class TimeChart {
     this.live = live;
     this.times = [];
     this.width = 0;
+    this.height = 0;
     this.limits = [];
     this.marks = [];
     this.build();
     this.observer = new ResizeObserver(([entry]) => {
-      const width = Math.round(entry.contentRect.width);
-      if (width !== this.width && width > 0) {
-        this.width = width;
-        this.draw();
-      }
+      const [width, height] = [entry.contentRect.width, entry.contentRect.height].map(Math.round);
+      if (width === 0 || (width === this.width && height === this.height)) return;
+      [this.width, this.height] = [width, height];
+      this.draw();
     });
     this.observer.observe(this.plot);
     cursor.charts.add(this);
@@ -66,11 +66,11 @@ export class TimeChart {
     });
     const legend = el("ul", { class: "legend" }, ...this.items.map((i) => i.item), this.moment);
     this.svg = svg("svg", {
-      class: "plot", height: spec.height, tabindex: "0", role: "group",
+      class: "plot", tabindex: "0", role: "group",
       "aria-roledescription": "chart over time",
     });
     this.plot = el("div", { class: "plot-box" }, this.svg, el("p", { class: "plot-empty" }));
-    this.plot.style.height = `${spec.height}px`;
+    this.plot.style.minHeight = `${spec.height}px`;
     this.grid = svg("path", { class: "grid" });
     this.moments = svg("path", { class: "moments" });
     this.fills = spec.rows.map((row) => svg("path", { class: `fill ${row.tone}` }));
@@ -134,7 +134,8 @@ export class TimeChart {
   update(series, from, to, { limits = [], marks = [], empty = "No samples in this window yet" } = {}) {
     this.times = series.unix_s;
     this.values = series.values;
-    this.gapS = Math.max(series.step_s * 2.5, 3);
+    // In a quiet second nothing ends and nothing is measured: a line goes on over such gaps.
+    this.gapS = Math.max(series.step_s * 2.5, 12);
     this.from = from;
     this.to = to;
     this.limits = limits.filter((limit) => limit.value > 0);
@@ -145,21 +146,22 @@ export class TimeChart {
 
   draw() {
     if (this.from === undefined) return;
-    const { spec, width } = this;
+    const { spec, width, height } = this;
     setAttr(this.svg, "width", width);
+    setAttr(this.svg, "height", height);
     const rows = spec.rows.map((row) => this.values[row.key] || []);
     const edges = this.edges(rows);
     const hasData = rows.some((row) => row.some((value) => value !== null));
-    setClass(this.figure, "is-empty", !hasData);
-    setText(this.plot.lastElementChild, hasData ? "" : this.emptyText);
+    const isZero = spec.zero !== undefined && rows.every((row) => row.every((value) => !value));
+    setText(this.plot.lastElementChild, !hasData ? this.emptyText : isZero ? spec.zero : "");
     const ticks = this.ticks(edges.map((edge) => edge.high));
     const top = ticks[ticks.length - 1];
-    const bottom = spec.height - BOTTOM;
+    const bottom = height - BOTTOM;
     this.x = (t) => LEFT + ((t - this.from) / (this.to - this.from)) * (width - LEFT - RIGHT);
     this.y = (value) => bottom - (value / top) * (bottom - TOP);
     this.drawRows(edges);
-    this.drawAxes(ticks);
-    this.drawLimits(top);
+    this.drawAxes(hasData ? ticks : [0]);
+    this.drawLimits(top, hasData ? this.limits : []);
     this.drawMarks();
     this.showCursor();
   }
@@ -206,7 +208,7 @@ export class TimeChart {
 
   drawAxes(ticks) {
     const { spec, width } = this;
-    const wanted = ticks.map((value) => ({
+    const wanted = (ticks.length < 2 ? [] : ticks).map((value) => ({
       x: LEFT - 6, y: this.y(value) + 3.5, text: spec.format(value), anchor: "end",
     }));
     const times = timeTicks(this.from, this.to, Math.max(2, Math.floor((width - LEFT) / 84)));
@@ -215,17 +217,17 @@ export class TimeChart {
       if (x < LEFT + 8 || x > width - RIGHT - 12) continue;
       const text = times.step >= 43_200 ? day(t) : clock(t, times.step < 60);
       const label = times.step < 43_200 && this.to - this.from > 86_400 ? `${day(t)} ${text}` : text;
-      wanted.push({ x, y: spec.height - 4, text: label, anchor: "middle" });
+      wanted.push({ x, y: this.height - 4, text: label, anchor: "middle" });
     }
     setAttr(this.grid, "d", ticks
       .map((value) => `M${LEFT},${Math.round(this.y(value)) + 0.5}H${width - RIGHT}`).join(""));
     setTexts(this.labels, wanted);
   }
 
-  drawLimits(top) {
+  drawLimits(top, limits) {
     const wanted = [];
     let path = "";
-    for (const { value, label } of this.limits) {
+    for (const { value, label } of limits) {
       const isAbove = value > top;
       const y = isAbove ? TOP : this.y(value);
       if (!isAbove) path += `M${LEFT},${y}H${this.width - RIGHT}`;
@@ -243,7 +245,7 @@ export class TimeChart {
   }
 
   drawMarks() {
-    const bottom = this.spec.height - BOTTOM;
+    const bottom = this.height - BOTTOM;
     setAttr(this.moments, "d", this.marks
       .map((mark) => `M${Math.round(this.x(mark.unix_s)) + 0.5},${TOP}V${bottom}`).join(""));
     if (!this.spec.onMark) return;
@@ -276,7 +278,7 @@ export class TimeChart {
     const isPast = cursor.t !== null && cursor.t >= this.from && cursor.t <= this.to;
     const index = isPast ? nearest(this.times, cursor.t) : last;
     const x = isPast && index >= 0 ? Math.round(this.x(this.times[index])) + 0.5 : null;
-    setAttr(this.needle, "d", x === null ? "" : `M${x},${TOP}V${this.spec.height - BOTTOM}`);
+    setAttr(this.needle, "d", x === null ? "" : `M${x},${TOP}V${this.height - BOTTOM}`);
     setText(this.moment, x === null ? "" : `at ${clock(this.times[index])}`);
     for (const { row, value } of this.items) setText(value, this.valueOf(row, index));
     if (cursor.t === null) this.describe(index);

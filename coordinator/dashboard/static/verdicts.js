@@ -1,7 +1,7 @@
 /** The verdict: one sentence, the figures of now, and a row for each SLA class. */
 
 import { Keyed, byId, el, icon, setAttr, setClass, setIcon, setText, setWidth } from "./dom.js";
-import { attainment, count, list, ms, number, percent, plural, times } from "./format.js";
+import { attainment, count, list, ms, number, percent, plural, sentence, times } from "./format.js";
 import { VERDICTS, WINDOWS } from "./words.js";
 
 const WORST_FIRST = ["violated", "at risk", "ok", "no traffic"];
@@ -41,7 +41,7 @@ function judge(snapshot) {
     "no traffic": "Ready, without traffic",
   };
   const why = worst === "violated" || worst === "at risk"
-    ? by(worst).map((c) => c.explanation) : [calm(snapshot, worst)];
+    ? by(worst).map((c, _, all) => brief(c, all.length > 1)) : [calm(snapshot, worst)];
   return { tone, icon: shape, title: titles[worst], why: [...why, ...trouble(snapshot)].join(" ") };
 }
 
@@ -63,6 +63,15 @@ function explainMissing(serving, snapshot) {
     };
   }
   return null;
+}
+
+/** The numbers of a class that is not well; its row says more. */
+function brief(verdict, isNamed) {
+  const name = ["5m", "1h", "3d"].find((window) => windowOf(verdict, window).attainment !== null) || "5m";
+  const kept = attainment(windowOf(verdict, name).attainment);
+  const stage = verdict.limiting_stage === null ? "" : `, held up by ${verdict.limiting_stage}`;
+  return `${isNamed ? `${verdict.sla_class}: ` : ""}${kept} in time over ${WINDOWS[name].label} where `
+    + `${percent(verdict.attainment)} are promised${stage}.`;
 }
 
 function calm(snapshot, worst) {
@@ -160,7 +169,7 @@ function updateRow(row, view) {
   }
   updateBudget(row.parts, view);
   setText(stage, view.limiting_stage === null ? "" : capital(view.limiting_stage));
-  setText(why, view.explanation);
+  setText(why, sentence(view.explanation));
 }
 
 function updateBudget({ fill, meter, left }, { budget_left: budget }) {

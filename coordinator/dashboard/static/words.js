@@ -15,6 +15,16 @@ export const STATES = {
 };
 export const UNKNOWN = { tone: "none", icon: "none" };
 
+const TROUBLE_FIRST = ["down", "slow", "draining", "ok"];
+export const rankOf = (node) => TROUBLE_FIRST.indexOf(node.state);
+/** decode-2 before decode-10. */
+export const byName = new Intl.Collator("en", { numeric: true }).compare;
+
+/** Nodes that need attention, then the others, by name. */
+export function inOrder(nodes) {
+  return [...nodes].sort((a, b) => rankOf(a) - rankOf(b) || byName(a.node_id, b.node_id));
+}
+
 export const VERDICTS = {
   ok: { tone: "ok", icon: "ok", word: "Kept" },
   "at risk": { tone: "risk", icon: "risk", word: "At risk" },
