@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
+from tandem.checks import Check
 from tandem.config import Help, fields_of, load_config
+from tandem.foreign_flags import translate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,3 +172,60 @@ def test_a_field_without_help_is_a_mistake_of_ours() -> None:
 
     with pytest.raises(TypeError, match=r"Silent\.port has no Help"):
         fields_of(Silent)
+
+
+def test_dumped_settings_name_their_source_and_can_be_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text("[node]\nshare = 0.25\n")
+    flags = ["--model", 'a "b"\n\x7fü', "--peers", "x", "--peers", "y", "--config", str(file)]
+    env = {"TANDEM_EAGER": "true"}
+    with pytest.raises(SystemExit) as caught:
+        load(*flags, "--dump-config", env=env)
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "eager = true  # TANDEM_EAGER" in text and "# num_pages is not set  # default" in text
+    assert f"share = 0.25  # {file}: [node] share" in text and "  # --model" in text
+    dumped = tmp_path / "dumped.toml"
+    dumped.write_text(text)
+    assert load("--config", str(dumped)) == load(*flags, env=env)
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_checks_are_shown_and_nothing_starts(
+    status: Any, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(config: NodeLike) -> list[Check]:
+        return [Check("model", status, f"{config.model} is strange", "look at it")]
+
+    with pytest.raises(SystemExit) as caught:
+        load_config(
+            NodeLike, ["--model=m", "--check"], prog="node", section="node", env={}, check=check
+        )
+    assert caught.value.code == code
+    text = capsys.readouterr().out
+    assert text.startswith(f"{status:<5} model  m is strange; look at it\n")
+
+
+def test_names_that_users_of_vllm_know() -> None:
+    assert translate(
+        ["--block-size", "32", "--num-gpu-blocks-override=9", "--max_model_len=7", "-tp", "1"]
+    ) == ["--page-size", "32", "--num-pages=9", "--max-model-len=7"]
+    assert translate(["--tensor-parallel-size=1", "--enable-prefix-caching", "x_y"]) == ["x_y"]
+    assert translate(["--chat-template", "f"], own=["--chat-template"]) == ["--chat-template", "f"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["-tp", "2"], "-tp 2: only 1 is possible; a node is one process on one device"),
+        (["--api-key", "x"], "--api-key does not exist here: keys are kept as digests"),
+        (["--gpu_memory_utilization=0.9"], "--memory-share is the share of what is left"),
+        (["--kv-cache-dtype", "fp8"], "KV pages have the dtype of the weights"),
+    ],
+)
+def test_flags_that_mean_something_else_get_advice(
+    refused: Callable[..., str], argv: list[str], words: str
+) -> None:
+    assert words in " ".join(refused("--model=m", *argv).split())
