@@ -15,7 +15,7 @@ import msgspec
 from gateway.openai.json_heads import Head, NoCallError, ObjectScanner, read_head
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-MAX_HELD_CHARS = 512  # of a call's beginning, up to its arguments
+MAX_HELD_CHARS = 4096  # of what may become a call: the grammar of forced ones allows many blanks
 BLANKS = " \t\r\n"
 
 

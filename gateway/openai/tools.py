@@ -84,7 +84,8 @@ def _choice(given: str | Mapping[str, Any] | None, names: Sequence[str]) -> tupl
 
 
 def _parameters(function: FunctionDefinition) -> dict[str, Any]:
-    return function.parameters or NO_PARAMETERS
+    """Arguments are an object, also where the schema forgets to say so."""
+    return {"type": "object", **(function.parameters or NO_PARAMETERS)}
 
 
 def call_schema(functions: Sequence[FunctionDefinition]) -> dict[str, Any]:
