@@ -120,10 +120,9 @@ class HttpServer:
 
     async def close(self) -> None:
         """Listen no more, and end what is open."""
+        if self._server is not None:
+            self._server.close()
         self._socket.close()
-        if self._server is None:
-            return
-        self._server.close()
         for connection in list(self._state.connections):
             connection.transport.abort()
         tasks = list(self._state.tasks)

@@ -58,23 +58,27 @@ class Track:
         attained, of_all = self._ended.get(sla_class, (0.0, 0.0))
         self._ended[sla_class] = (attained + num_attained, of_all + num)
 
-    def sample(self, values: Mapping[str, float | None], unix_s: float) -> bool:
-        """Take the values of the second that is over; whether that closed a step."""
-        if self._step is None:
-            self._step = _Step(int((unix_s - 1) // self.step_s))
-        step, number = self._step, int(unix_s // self.step_s)
+    def sample(self, values: Mapping[str, float | None], unix_s: float) -> int:
+        """Take the values of the second that is over; how many samples that completed."""
+        step, begun, num = self._step, int((unix_s - 1) // self.step_s), 0
+        if step is not None and begun > step.number + 1 and step.last:
+            self._close(step)  # the clock leapt
+            step, num = None, 1
+        if step is None:
+            step = self._step = _Step(begun)
         for name, value in values.items():
             step.last[name] = value
             if value is not None:
-                total, num = step.sums.get(name, (0.0, 0))
-                step.sums[name] = (total + value, num + 1)
-        if number <= step.number:
-            return False
-        self.samples.append(((step.number + 1) * self.step_s, self._close(step)))
-        self._step = _Step(number)
-        return True
+                total, count = step.sums.get(name, (0.0, 0))
+                step.sums[name] = (total + value, count + 1)
+        number = int(unix_s // self.step_s)
+        if number > step.number:
+            self._close(step)
+            self._step = _Step(number)
+            num += 1
+        return num
 
-    def _close(self, step: _Step) -> Values:
+    def _close(self, step: _Step) -> None:
         found: Values = {
             name: step.last[name]
             if name in COUNTS or name not in step.sums
@@ -89,7 +93,7 @@ class Track:
             found[f"attainment:{sla_class}"] = attained / of_all if of_all else None
         self._durations.clear()
         self._ended.clear()
-        return found
+        self.samples.append(((step.number + 1) * self.step_s, found))
 
 
 class SeriesBook:
@@ -110,8 +114,10 @@ class SeriesBook:
     def sample(self, values: Mapping[str, float | None], unix_s: float) -> None:
         """Take the values of this second."""
         for name, track in self._tracks.items():
-            if track.sample(values, unix_s) and name in KEPT:
-                self._closed.append((track.step_s, *track.samples[-1]))
+            num = track.sample(values, unix_s)
+            if num and name in KEPT:
+                latest = list(track.samples)[-num:]
+                self._closed += [(track.step_s, at, values) for at, values in latest]
 
     def take_closed(self) -> list[tuple[int, float, Values]]:
         """Step, end and values of each sample that a file should have, since the last call."""

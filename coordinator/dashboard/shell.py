@@ -49,6 +49,7 @@ class Dashboard:
         self.streams = Streams(self.snapshot_json)
         self._encoded: tuple[float, bytes] | None = None
         self._ticked_at = time.monotonic()
+        self.is_serving = False
         self._history = None if config.history is None else History(Path(config.history))
         try:
             self._server = HttpServer(
@@ -90,6 +91,7 @@ class Dashboard:
     async def run(self) -> None:
         """Serve, and take samples each second, until cancelled."""
         await self._server.start()
+        self.is_serving = True
         while True:
             await asyncio.sleep(SECOND_S)
             try:

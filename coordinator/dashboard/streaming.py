@@ -27,7 +27,7 @@ class Streams:
     def __init__(self, render: Render) -> None:
         self._render = render
         self._next = asyncio.Event()
-        self._num_open = 0
+        self.num_open = 0
         self.is_closed = False
 
     def tick(self) -> None:
@@ -42,13 +42,13 @@ class Streams:
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One stream. Raises ApiError where there are too many."""
-        if self._num_open >= MAX_STREAMS:
+        if self.num_open >= MAX_STREAMS:
             raise ApiError(
                 503,
                 f"{MAX_STREAMS} callers watch already: close a page, or ask for /api/snapshot",
                 code="too_many_streams",
             )
-        self._num_open += 1
+        self.num_open += 1
         watcher = asyncio.ensure_future(_until_gone(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -58,7 +58,7 @@ class Streams:
         except TimeoutError:
             scope[ABORT]()
         finally:
-            self._num_open -= 1
+            self.num_open -= 1
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher

@@ -1,13 +1,19 @@
 """A coordinator core that an observer watches, under a clock of its own."""
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+import httpx
 import msgspec
 import pytest
 
 from coordinator.dashboard.observer import Observer
+from coordinator.dashboard.shell import Dashboard
 from coordinator.metrics import CoordinatorMetrics
+from coordinator.server import Desk
 from tandem.messages.common import SlaTargets, Timeline
 from tandem.messages.operations import RequestRecord, Snapshot
 
@@ -113,3 +119,92 @@ def make_world(make_cluster) -> Callable[..., World]:
 def world(make_world) -> World:
     """A gateway, a prefill node and a decode node."""
     return make_world()
+
+
+class Outbox:
+    """Takes what the coordinator sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, object]] = []
+
+    def send(self, peer: bytes, message: object) -> None:
+        self.sent.append((peer, message))
+
+
+class Fed:
+    """A core whose every call the dashboard is told of, on the clock of this host."""
+
+    def __init__(self, dashboard: Dashboard, core) -> None:
+        self._dashboard, self._core = dashboard, core
+
+    def __getattr__(self, name: str):
+        return getattr(self._core, name)
+
+    def handle(self, peer: bytes, message, now: float):
+        actions = self._core.handle(peer, message, now)
+        self._dashboard.handled(message, actions)
+        return actions
+
+
+@dataclass
+class Site:
+    """A dashboard on a real socket; `cluster` speaks to its core, `client` asks it."""
+
+    cluster: object
+    dashboard: Dashboard
+    outbox: Outbox
+    client: httpx.AsyncClient
+
+    async def until(self, is_so: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Wait for something to be so."""
+        async with asyncio.timeout(seconds):
+            while True:
+                if is_so():
+                    return
+                await asyncio.sleep(0.01)
+
+    async def events(self, num: int, client: httpx.AsyncClient | None = None) -> list[Snapshot]:
+        """The first snapshots of a new stream."""
+        found: list[Snapshot] = []
+        async with (client or self.client).stream("GET", "/api/stream") as response:
+            assert response.status_code == 200, await response.aread()
+            assert response.headers["content-type"].startswith("text/event-stream")
+            lines = response.aiter_lines()
+            while len(found) < num:
+                assert await anext(lines) == "event: snapshot"
+                data = (await anext(lines)).removeprefix("data: ")
+                found.append(msgspec.json.decode(data, type=Snapshot))
+                assert await anext(lines) == ""
+        return found
+
+
+@pytest.fixture
+def open_site(make_cluster):
+    """Serves a dashboard with these settings for as long as the block runs."""
+
+    @contextlib.asynccontextmanager
+    async def open_it(**settings) -> AsyncIterator[Site]:
+        cluster = make_cluster(lease_s=1e6, dashboard_port=0, **settings)
+        cluster.now = time.monotonic()
+        outbox = Outbox()
+        desk = Desk(cluster.core, outbox)
+        dashboard = desk.dashboard = Dashboard(cluster.config, cluster.core, desk.order)
+        cluster.core = Fed(dashboard, cluster.core)
+        cluster.greet()
+        for role in ("prefill", "decode"):
+            cluster.join(f"{role[0]}0", role)
+            cluster.beat(f"{role[0]}0")
+        loops = [asyncio.ensure_future(each) for each in (dashboard.run(), desk.tick())]
+        url = dashboard.address
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=10.0, verify=False) as client:
+                site = Site(cluster, dashboard, outbox, client)
+                await site.until(lambda: dashboard.is_serving)
+                yield site
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            await dashboard.close()
+
+    return open_it

@@ -81,23 +81,20 @@ def test_a_move_says_what_it_leaves(world) -> None:
 
 
 def test_waiting_for_room_is_told_with_its_reason(make_world) -> None:
-    world = make_world(nodes=("prefill",), max_queued_requests_per_node=1, early_rejection="off")
+    world = make_world(nodes=("prefill",), max_queued_requests_per_node=1)
     cluster = world.cluster
-    cluster.join("d1", "decode", max_num_seqs=1)
-    cluster.place(0)
-    cluster.place(1)
-    for number in range(20, 26):  # endings give a pace
-        cluster.now += 0.2
+    cluster.join("d1", "decode", num_pages=1000, max_num_seqs=1)
+    for number in range(100, 110):  # endings give a pace
+        cluster.place(number)
         cluster.end(number)
-    cluster.place(2)
-    if not world.cluster.core.admission.num_held:
-        pytest.fail("nothing was held: the world of this test is wrong")
-    cluster.place(2)
+    for number in (0, 1, 2, 2):
+        cluster.place(number)
+    assert world.snapshot().num_queued == 1
+    assert world.snapshot().live[-1].decode_node is None
     cluster.now += 0.5
-    cluster.end(0)
-    cluster.end(1)
+    cluster.send("gw", cluster.report(0))
     held, placed = world.texts(2)
-    assert held.startswith("held until there is room: ")
+    assert held.startswith("held until there is room: the queues of all decode nodes are full")
     assert placed.startswith("placed after 500 ms of waiting for room")
 
 
