@@ -6,6 +6,7 @@ The raw client speaks MessagePack by the `msgpack` package and plain pyzmq: any 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import msgpack
 import zmq
@@ -14,6 +15,7 @@ import zmq.asyncio
 from gateway.config import GatewayConfig
 from gateway.served_model import ServedModel
 from gateway.server import serve
+from tandem.keys import Keyring
 from tandem.messages.common import NodeRef, SlaTargets
 from tandem.messages.placement import (
     FromGateway,
@@ -75,12 +77,25 @@ class Client:
 
 
 class Cluster:
-    """A coordinator and nodes on sockets; `nodes` are the fakes of conftest.py."""
+    """A coordinator and nodes on sockets; `nodes` are the fakes of conftest.py.
 
-    def __init__(self, context: zmq.asyncio.Context, world) -> None:
+    With `keys`, in that folder. `page_size` lets gateways compute routing prefixes.
+    """
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        world,
+        keys: Path | None = None,
+        page_size: int | None = None,
+    ) -> None:
         self.context = context
         self.world = world
-        self.coordinator: Server = Server(context, FromGateway)
+        self.keys = keys
+        self.own_contexts: list[zmq.asyncio.Context] = []
+        self.page_size = page_size
+        self.coordinator = self._server(FromGateway, "coordinator", "coordinator")
+        self.places: list[Place] = []
         self.address = self.coordinator.bind("127.0.0.1", 0)
         self.refusal: str | None = None
         self.orders_drain = False
@@ -94,9 +109,16 @@ class Cluster:
         for node_id in list(world.nodes):
             self.start(node_id)
 
+    def _server(self, union, kind: str, name: str) -> Server:
+        if self.keys is None:
+            return Server(self.context, union)
+        keyring = Keyring(self.keys, kind, name)
+        self.own_contexts.append(zmq.asyncio.Context())  # each has one server with keys
+        return Server(self.own_contexts[-1], union, keys=keyring, allowed={"gateway": union})
+
     def start(self, node_id: str) -> None:
         """Listen as a node that the world knows."""
-        server: Server = Server(self.context, FromGatewayToNode)
+        server = self._server(FromGatewayToNode, "node", node_id)
         node = self.world.nodes[node_id]
         node.ref = NodeRef(
             node_id=node_id,
@@ -125,6 +147,7 @@ class Cluster:
                     self.hellos.append(message)
                     self.coordinator.send(peer, self._welcome())
                 case Place():
+                    self.places.append(message)
                     self.coordinator.send(peer, self._placed(message))
                 case RequestEnded():
                     self.ends.append(message)
@@ -138,6 +161,8 @@ class Cluster:
             num_prefill_nodes=1,
             num_decode_nodes=1,
             max_model_len=300,
+            page_size=self.page_size,
+            kv_dtype=None if self.page_size is None else "float32",
             drain=self.orders_drain,
         )
 
@@ -188,6 +213,8 @@ class Cluster:
         for server in self.servers.values():
             server.close()
         self.coordinator.close()
+        for context in self.own_contexts:
+            context.term()
 
 
 @contextlib.asynccontextmanager
@@ -208,10 +235,12 @@ async def running_gateway(
 
 
 @contextlib.asynccontextmanager
-async def running_cluster(world) -> AsyncIterator[Cluster]:
+async def running_cluster(
+    world, keys: Path | None = None, page_size: int | None = None
+) -> AsyncIterator[Cluster]:
     """A coordinator and the world's nodes."""
     context = zmq.asyncio.Context()
-    cluster = Cluster(context, world)
+    cluster = Cluster(context, world, keys, page_size)
     try:
         yield cluster
     finally:

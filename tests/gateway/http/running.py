@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,9 @@ class HttpGateway:
         world = World(Ledger(Identity("gw", 5, "fingerprint", (EOS,)), letters))
         for name in ("p0", "d0"):
             world.add_node(name)
-        async with running_cluster(world) as self.cluster:
+        keys = self._settings.get("keys")
+        path = None if keys is None else Path(keys)
+        async with running_cluster(world, path, page_size=4) as self.cluster:
             settings = {"model": "", "port": 0, "http_port": 0, "name": "gw", "drain_s": 0.0}
             settings |= {"num_tokenizer_threads": 1}
             config = GatewayConfig(
@@ -124,6 +127,13 @@ class HttpGateway:
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that is looked at on the gateway's loop."""
         asyncio.run_coroutine_threadsafe(until(condition), self.loop).result(20)
+
+    def until_there(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that callers see."""
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, "it does not happen within 20 s"
+            time.sleep(0.05)
 
     def until_idle(self) -> None:
         """Nodes hold nothing, and no caller is served."""
