@@ -94,7 +94,8 @@ class Evaluations:
         return await asyncio.to_thread(read_answer, answer, asked)
 
     async def _run(self, new: NewEvaluation) -> EvaluationDone | End:
-        waiting = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[EvaluationDone | End] = loop.create_future()
         self._waiting[new.request_id] = waiting
         try:
             self._execute(self._ledger.submit(new, new.received))
@@ -108,10 +109,12 @@ class Evaluations:
 
     def from_coordinator(self, message: msgspec.Struct, now: float) -> bool:
         """A message of the coordinator; True where it is about an evaluation."""
-        is_answer = isinstance(message, Placed | PlaceRefused | RequestEndedAck)
-        is_own = is_answer and self._ledger.owns(message.request_id)
-        if is_own or not is_answer:
-            self._execute(self._ledger.from_coordinator(message, now))
+        is_own = False
+        if isinstance(message, Placed | PlaceRefused | RequestEndedAck):
+            is_own = self._ledger.owns(message.request_id)
+            if not is_own:
+                return False
+        self._execute(self._ledger.from_coordinator(message, now))
         return is_own
 
     def from_node(self, node: NodeRef, message: msgspec.Struct, now: float) -> bool:

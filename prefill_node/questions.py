@@ -75,7 +75,7 @@ def answer_of(spec: EvaluationSpec, parts: list[ChunkValues]) -> EvaluationDone:
         total = np.sum(np.stack(vectors), axis=0)
         mean = total / 2.0**SUM_BITS / len(spec.prompt_ids)
         return _done(spec, vector=mean)
-    return _done(spec, vector=vectors[-1])
+    return _done(spec, vector=vectors[-1].astype(np.float32))
 
 
 def failed(spec: EvaluationSpec, code: ErrorCode, message: str) -> EvaluationDone:

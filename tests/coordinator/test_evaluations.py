@@ -137,4 +137,5 @@ def test_an_answer_that_would_come_too_late_is_refused_or_given_to_another_node(
     )
     refused = judge(late)
     assert isinstance(refused, Refusal)
+    assert refused.predicted_ttft_s is not None
     assert refused.predicted_ttft_s > 0.5

@@ -52,7 +52,7 @@ def evaluate(
     for start, end in pairwise(borders):
         question = question_of(spec, start, end)
         steps = [SequenceStep(ids[start:end], start, PAGES, None, question)]
-        padding = ()
+        padding: tuple[int, ...] = ()
         if company:
             nothing = OTHER[:0]
             sample = SampleRequest(SamplingParams(temperature=0.0), 0, 0, 0, nothing, nothing, ())

@@ -147,8 +147,8 @@ def test_the_document_that_a_query_continues_ranks_first(post: Callable[..., Any
         {"text": "def fibonacci(number):\n    if number < 2:\n        return number"},
         "Once upon a time there was a king who had three sons.",
     ]
-    asked = {"query": "return fibonacci(number - 1) + fibonacci(number - 2)"}
-    asked |= {"documents": documents}
+    query = "return fibonacci(number - 1) + fibonacci(number - 2)"
+    asked: dict[str, Any] = {"query": query, "documents": documents}
     answers = [post(path, **asked) for path in ("/v1/rerank", "/rerank")]
     results = answers[0]["results"]
     assert results == answers[1]["results"], "bit for bit, whatever shared the steps"
