@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def test_on_a_terminal_ctrl_c_ends_the_answer_only(gateway: Any) -> None:
         read_until(controller, b"0 1 ")
         process.send_signal(signal.SIGINT)
         read_until(controller, b"> ")
-        assert any(isinstance(message, CancelRequest) for message in gateway.received)
+        wait_for(lambda: any(isinstance(each, CancelRequest) for each in gateway.received))
         os.write(controller, b"count 3\n")
         read_until(controller, b"0 1 2 ")
         os.write(controller, b"/quit\n")
@@ -124,6 +124,13 @@ def test_on_a_terminal_ctrl_c_ends_the_answer_only(gateway: Any) -> None:
         process.kill()
         process.wait(10)
         os.close(controller)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def read_until(descriptor: int, words: bytes) -> bytes:

@@ -79,10 +79,9 @@ def test_json_lines_are_objects() -> None:
 
 @pytest.fixture
 def root_logger() -> logging.Logger:
-    """Without pytest's own handlers, put back afterwards."""
+    """As it was, afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    root.handlers.clear()
     yield root
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -91,6 +90,7 @@ def root_logger() -> logging.Logger:
 def test_the_config_is_logged_for_debugging(
     root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    root_logger.handlers.clear()  # pytest's
     log = Log(CoordinatorConfig(log_level="debug"), "coordinator")
     log.name("c0")
     root_logger.info("hello")
