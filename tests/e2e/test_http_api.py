@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import pytest
 from tandem.model_folder import load_generation_defaults
 from tandem.sampling import SamplingParams
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CODE = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n"
 ASK = "write a function that adds two numbers"
 CHAT = [{"role": "user", "content": ASK}]
@@ -247,3 +250,18 @@ def test_who_closes_a_stream_cancels_it(deployment: Any, sdk: openai.OpenAI) -> 
     stream.close()
     until(lambda: len(records(deployment, "outcome=cancelled&limit=50")) > num_before)
     until(lambda: deployment.status().num_live_requests == 0)
+
+
+@pytest.mark.parametrize("name", ["openai_sdk.py", "openai_async.py", "curl.sh"])
+@pytest.mark.timeout(60)
+def test_examples_over_http_run(deployment: Any, name: str) -> None:
+    program = ["bash"] if name.endswith(".sh") else [sys.executable]
+    command = [*program, EXAMPLES / name, deployment.cluster.http_address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    said = {
+        "openai_sdk.py": ("completion_tokens=20", "colour", "weather"),
+        "openai_async.py": ("sort a list: ", " ms "),
+        "curl.sh": ('"max_model_len"', "data: [DONE]", '"token_logprobs":[null,'),
+    }
+    assert all(words in done.stdout for words in said[name]), done.stdout
