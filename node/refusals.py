@@ -26,6 +26,8 @@ def explain_invalid(command: Prefill | Decode, identity: NodeIdentity) -> str | 
     """What is wrong with a command for any node like this; the gateway has checked it before."""
     spec, model = command.spec, identity.model
     num_prompt, max_tokens = len(spec.prompt_ids), spec.params.max_tokens
+    if model.num_labels:
+        return "this model has a classification head and generates nothing"
     if num_prompt == 0 or max_tokens is None or max_tokens < 1:
         return "a command needs at least one prompt token and max_tokens of 1 or more"
     if len(spec.output_ids) >= max_tokens:

@@ -1,7 +1,9 @@
 """Evaluations on a whole node: answers, pages, turns, repeated and late commands."""
 
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -290,3 +292,31 @@ def test_a_prompt_under_the_key_of_an_evaluation_is_dropped() -> None:
     world.run()
     assert world.done(1).code is None
     assert world.num_busy_pages == 0
+
+
+def test_a_model_with_a_head_classifies_and_generates_nothing() -> None:
+    world = World()
+    state = world.node.state
+    model = msgspec.structs.replace(state.identity.model, num_labels=4)
+    state.identity = replace(state.identity, model=model)
+    history = np.array(prompt(1, 100), np.int32)
+    world.hear(command(1, 100, "classify"))
+    world.run()
+    assert floats(world.done(1).vector) == fake_vector(history).tolist()
+    assert world.hear(command(2, 5, "score"))[0].code == "invalid_request"
+    spec = RequestSpec(
+        request_id=(3).to_bytes(16, "big"),
+        attempt=1,
+        prompt_ids=TokenIds([1]),
+        output_ids=TokenIds(),
+        params=SamplingParams(max_tokens=1),
+        seed=0,
+        choice=0,
+        tenant="default",
+        priority=0,
+        targets=TARGETS,
+        deadline_s=None,
+        sequence=3,
+    )
+    [refused] = world.hear(Decode(spec=spec, prefill=None))
+    assert "generates nothing" in refused.message
