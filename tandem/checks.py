@@ -67,7 +67,7 @@ def folder_check(subject: str, path: str | None) -> list[Check]:
         return []
     target = Path(path)
     existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
-    if os.access(existing, os.W_OK):
+    if os.access(existing, os.W_OK) and (existing == target or existing.is_dir()):
         return [Check(subject, "ok", f"{path} can be written")]
     advice = f"chown or chmod it, or give another --{subject.replace(' ', '-')}"
     return [Check(subject, "fail", f"{existing} cannot be written", advice)]
