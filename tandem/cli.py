@@ -78,11 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser(next((word for word in argv if not word.startswith("-")), ""))
-    args, args.others = parser.parse_known_args(argv)
+    args, others = parser.parse_known_args(argv)
+    args.others = others
     if args.command in cli_programs.MODULES:
-        return cli_programs.run(args.command, args.others)
-    if args.others and args.command != "up":
-        words = " ".join(args.others)
+        return cli_programs.run(args.command, others)
+    if others and args.command != "up":
+        words = " ".join(others)
         parser.error(f"unknown arguments: {words}; see tandem {args.command} --help")
     module = next(c.module for c in COMMANDS if c.name == args.command)
     try:

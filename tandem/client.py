@@ -6,8 +6,8 @@ from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
+from tandem.addresses import DEFAULT_GATEWAY
 from tandem.async_client import (
-    DEFAULT_GATEWAY,
     MAX_IN_FLIGHT,
     AsyncClient,
     ChatTurn,

@@ -115,7 +115,7 @@ class Dashboard:
 
     def _unreachable(self, error: Exception) -> UnavailableError:
         return _unavailable(
-            f"no dashboard answers at {self.url} ({error or type(error).__name__}): start a "
+            f"no dashboard answers at {self.url} ({str(error) or type(error).__name__}): start a "
             "deployment with `tandem up --model MODEL`, or give the address that its coordinator "
             "prints as `dashboard http://host:port` (none with --dashboard-port -1)"
         )

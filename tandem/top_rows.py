@@ -86,8 +86,7 @@ def page_bar(pages: PageCounts | None, width: int = BAR_WIDTH) -> str:
     """`█` pages of requests, `▒` cached ones, `·` free ones."""
     if pages is None:
         return "?" * width
-    counts = [getattr(pages, name) for name in PageCounts.__struct_fields__]
-    total = sum(counts)
+    total: int = sum(getattr(pages, name) for name in PageCounts.__struct_fields__)
     if total == 0:
         return "·" * width
     num_used = total - pages.free - pages.cached

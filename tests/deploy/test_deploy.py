@@ -61,7 +61,9 @@ def test_the_image_gets_every_package_and_only_what_exists() -> None:
     ignored = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
     assert {line[1:] for line in ignored if line.startswith("!")} == set(copied())
     extras = re.search(r"ARG EXTRAS=(\S+)", (DOCKER / "Dockerfile").read_text())
-    assert set(extras[1].split(",")) <= set(project["project"]["optional-dependencies"])
+    assert extras is not None and set(extras[1].split(",")) <= set(
+        project["project"]["optional-dependencies"]
+    )
 
 
 def test_the_image_does_not_run_as_root() -> None:
@@ -104,7 +106,7 @@ def test_health_checks_ask_the_ports_that_are_listened_on(compose: dict[str, Any
         assert ast.parse(program)
 
 
-def read_unit(name: str) -> configparser.ConfigParser:
+def read_unit(name: str) -> configparser.RawConfigParser:
     unit = configparser.RawConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(SYSTEMD / name)

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -78,7 +79,7 @@ def test_json_lines_are_objects() -> None:
 
 
 @pytest.fixture
-def root_logger() -> logging.Logger:
+def root_logger() -> Iterator[logging.Logger]:
     """As it was, afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

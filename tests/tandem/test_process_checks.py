@@ -12,7 +12,6 @@ from gateway.checks import check as check_gateway
 from gateway.config import GatewayConfig
 from node.checks import check as check_node
 from node.config import NodeConfig
-from tandem import cli_up
 from tandem.bearer import add_key
 from tandem.checks import Check
 from tandem.cli import main
@@ -99,7 +98,7 @@ def test_up_asks_every_kind_of_process(
         asked.append(command[3:])
         return subprocess.CompletedProcess(command, int(command[3] == "gateway"))
 
-    monkeypatch.setattr(cli_up.subprocess, "run", run)
+    monkeypatch.setattr("tandem.cli_up.subprocess.run", run)
     flags = ["up", "--model", "m", "--decode", "3", "--secure", "--num-pages", "7"]
     assert main([*flags, "--check"]) == 1
     assert [command[0] for command in asked] == [

@@ -265,6 +265,7 @@ def test_what_limits_a_request(changes: dict[str, Any], words: str) -> None:
 
 
 def test_waiting_for_a_node_is_told_from_waiting_on_one() -> None:
+    assert RECORD.timeline is not None
     timeline = msgspec.structs.replace(RECORD.timeline, placed_s=0.55)
     text = explain_limit(msgspec.structs.replace(RECORD, timeline=timeline))
     assert "at the coordinator it waited for a node" in text
