@@ -1,1 +1,1 @@
-"""Drives the dashboard in a headless browser, against a real deployment and against made-up ones."""
+"""Drives the dashboard in a headless browser, against a real deployment and made-up ones."""

@@ -18,8 +18,9 @@ from scripts.dashboard_test.made_up import try_key, try_states
 
 def main() -> int:
     """0 where everything held."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="folder for the screenshots; a new one without")
     parser.add_argument("--only", choices=("deployment", "made-up"))
     parser.add_argument("--load-s", type=float, default=60.0, help="seconds under load first")

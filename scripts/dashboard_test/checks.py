@@ -8,8 +8,12 @@ from scripts.dashboard_test.browser import Browser, BrowserError
 LIVE = "document.body.dataset.link === 'live'"
 NARROW, WIDE = (390, 844), (1280, 900)
 # What a browser says by itself when the server is away; everything else in the console is wrong.
-EXPECTED = ("net::ERR_CONNECTION_REFUSED", "net::ERR_INCOMPLETE_CHUNKED_ENCODING",
-            "net::ERR_CONNECTION_RESET", "net::ERR_EMPTY_RESPONSE")  # fmt: skip
+EXPECTED = (
+    "net::ERR_CONNECTION_REFUSED",
+    "net::ERR_INCOMPLETE_CHUNKED_ENCODING",
+    "net::ERR_CONNECTION_RESET",
+    "net::ERR_EMPTY_RESPONSE",
+)
 
 
 class Report:
@@ -22,8 +26,10 @@ class Report:
 
     def check(self, holds: object, text: str) -> None:
         """Note one fact."""
-        print(f"{time.monotonic() - self._began_at:6.1f} s  {'ok' if holds else 'FAILED':6}  {text}",
-              flush=True)  # fmt: skip
+        print(
+            f"{time.monotonic() - self._began_at:6.1f} s  {'ok' if holds else 'FAILED':6}  {text}",
+            flush=True,
+        )
         if not holds:
             self.failures.append(text)
 
@@ -48,9 +54,11 @@ class Report:
         browser.resize(width, height, is_mobile=is_narrow)
         browser.run("window.scrollTo(0, 0)")
         time.sleep(0.4)
-        widest = browser.run("return document.documentElement.scrollWidth")
-        self.check(widest <= width, f"{name}: {widest} px wide in {width}, no horizontal scroll")
-        whole = browser.run("return document.documentElement.scrollHeight")
+        widest = browser.number("document.documentElement.scrollWidth")
+        self.check(
+            widest <= width, f"{name}: {widest:.0f} px wide in {width}, no horizontal scroll"
+        )
+        whole = int(browser.number("document.documentElement.scrollHeight"))
         browser.resize(width, whole, is_mobile=is_narrow)
         time.sleep(0.6)
         browser.screenshot(self.folder / f"dashboard-{name}.png")

@@ -16,9 +16,13 @@ COORDINATOR_ARGS = ("--balance", "on", "--balance-dwell-s", "20", "--default-cla
 def try_deployment(report: Report, *, load_s: float, rate: float) -> None:
     """All of it; `load_s` under load before the first screenshot of it."""
     cluster = LocalCluster(
-        model=MODEL, num_prefill=2, num_decode=3, node_args=NODE_ARGS,
-        coordinator_args=COORDINATOR_ARGS, run_dir=None,
-    )  # fmt: skip
+        model=MODEL,
+        num_prefill=2,
+        num_decode=3,
+        node_args=NODE_ARGS,
+        coordinator_args=COORDINATOR_ARGS,
+        run_dir=None,
+    )
     with cluster, Browser.open() as browser:
         assert cluster.dashboard_address is not None, "it was not switched off"
         browser.resize(1280, 900)
@@ -36,10 +40,16 @@ def try_deployment(report: Report, *, load_s: float, rate: float) -> None:
 
 def _idle(report: Report, browser: Browser) -> None:
     report.await_(browser, "the page is live", LIVE)
-    report.await_(browser, "it says that nothing is to do",
-                  "document.getElementById('headline').innerText === 'Ready, without traffic'")  # fmt: skip
-    report.await_(browser, "it lists five nodes",
-                  "document.querySelectorAll('#node-table tbody tr').length === 5")  # fmt: skip
+    report.await_(
+        browser,
+        "it says that nothing is to do",
+        "document.getElementById('headline').innerText === 'Ready, without traffic'",
+    )
+    report.await_(
+        browser,
+        "it lists five nodes",
+        "document.querySelectorAll('#node-table tbody tr').length === 5",
+    )
     time.sleep(8)
     report.shoot(browser, "idle")
     report.console(browser, "idle")
@@ -47,8 +57,11 @@ def _idle(report: Report, browser: Browser) -> None:
 
 def _under_load(report: Report, browser: Browser, load_s: float) -> None:
     has_line = "[...document.querySelectorAll('#chart-{} .line')].some((p) => p.getAttribute('d'))"
-    report.await_(browser, "requests arrive in the verdict",
-                  "document.querySelectorAll('#classes .class-verdict.t-none').length < 3")  # fmt: skip
+    report.await_(
+        browser,
+        "requests arrive in the verdict",
+        "document.querySelectorAll('#classes .class-verdict.t-none').length < 3",
+    )
     for chart in ("balance", "ttft", "itl", "kv", "busy", "transfers", "flow"):
         report.await_(browser, f"chart {chart} draws", has_line.format(chart), limit_s=60)
     before = text_of(browser, "figures"), text_of(browser, "link-age")
@@ -71,11 +84,17 @@ def _under_load(report: Report, browser: Browser, load_s: float) -> None:
 
 def _one_request(report: Report, browser: Browser) -> None:
     browser.run("document.querySelectorAll('#request-kinds button')[1].click()")
-    report.await_(browser, "ended requests are listed",
-                  "document.querySelectorAll('#request-table tbody button').length > 0")  # fmt: skip
+    report.await_(
+        browser,
+        "ended requests are listed",
+        "document.querySelectorAll('#request-table tbody button').length > 0",
+    )
     browser.run("document.querySelector('#request-table tbody button').click()")
-    report.await_(browser, "a request's timeline is drawn",
-                  "document.querySelectorAll('#record-body .g-bar').length >= 4")  # fmt: skip
+    report.await_(
+        browser,
+        "a request's timeline is drawn",
+        "document.querySelectorAll('#record-body .g-bar').length >= 4",
+    )
     browser.run("document.querySelectorAll('#request-kinds button')[0].click()")
     report.console(browser, "one request")
 
@@ -84,7 +103,8 @@ def _open_node(browser: Browser, name: str) -> None:
     """Its drill-down; it may be drawn anew meanwhile."""
     browser.run(
         "const b = [...document.querySelectorAll('#node-table .link-button')]"
-        ".find((x) => x.innerText.includes(arguments[0])); if (b.ariaExpanded === 'false') b.click();"
+        ".find((x) => x.innerText.includes(arguments[0]));"
+        "if (b.ariaExpanded === 'false') b.click();"
         "b.scrollIntoView({block: 'start'}); window.scrollBy(0, -80)",
         name,
     )
@@ -106,10 +126,17 @@ def _drain(report: Report, browser: Browser, cluster: LocalCluster) -> None:
         browser, "draining is asked for again", "document.querySelector('#confirm-dialog').open"
     )
     browser.click("#confirm-yes")
-    report.await_(browser, "the coordinator's answer is shown",
-                  "document.getElementById('notice').innerText.includes('drain')")  # fmt: skip
-    report.await_(browser, "the node drains, and leaves", f"{_row('decode-2', 'draining')} || "
-                  "!document.getElementById('node-table').innerText.includes('decode-2')")  # fmt: skip
+    report.await_(
+        browser,
+        "the coordinator's answer is shown",
+        "document.getElementById('notice').innerText.includes('drain')",
+    )
+    report.await_(
+        browser,
+        "the node drains, and leaves",
+        f"{_row('decode-2', 'draining')} || "
+        "!document.getElementById('node-table').innerText.includes('decode-2')",
+    )
     has_ended = cluster.processes["decode-2"].wait(60)
     report.check(has_ended, "the drained node's process has ended")
     report.console(browser, "drain")
@@ -118,16 +145,26 @@ def _drain(report: Report, browser: Browser, cluster: LocalCluster) -> None:
 def _restart(report: Report, browser: Browser, cluster: LocalCluster) -> None:
     browser.run("window.isSamePage = true")
     cluster.kill("coordinator")
-    report.await_(browser, "the loss of the coordinator is shown",
-                  "document.body.dataset.link === 'reconnecting'")  # fmt: skip
+    report.await_(
+        browser,
+        "the loss of the coordinator is shown",
+        "document.body.dataset.link === 'reconnecting'",
+    )
     time.sleep(2)
     report.shoot(browser, "reconnecting")
     cluster.restart("coordinator")
     report.await_(browser, "the page is live again", LIVE, limit_s=60)
-    report.await_(browser, "it says that the coordinator restarted",
-                  "document.getElementById('notice').innerText.includes('restarted')")  # fmt: skip
-    report.await_(browser, "the nodes are back",
-                  f"{_row('decode-0', 'ok')} && {_row('prefill-1', 'ok')}", limit_s=60)  # fmt: skip
+    report.await_(
+        browser,
+        "it says that the coordinator restarted",
+        "document.getElementById('notice').innerText.includes('restarted')",
+    )
+    report.await_(
+        browser,
+        "the nodes are back",
+        f"{_row('decode-0', 'ok')} && {_row('prefill-1', 'ok')}",
+        limit_s=60,
+    )
     report.check(browser.run("return window.isSamePage === true"), "without a reload")
     report.console(browser, "restart", is_cut=True)
 
@@ -136,10 +173,16 @@ def _death(report: Report, browser: Browser, cluster: LocalCluster) -> None:
     time.sleep(15)
     cluster.kill("decode-1")
     report.await_(browser, "a node's death is shown", _row("decode-1", "down"))
-    report.await_(browser, "the verdict names it",
-                  "document.getElementById('headline-why').innerText.includes('decode-1')")  # fmt: skip
-    report.await_(browser, "and the log",
-                  "document.getElementById('event-log').innerText.includes('decode-1')")  # fmt: skip
+    report.await_(
+        browser,
+        "the verdict names it",
+        "document.getElementById('headline-why').innerText.includes('decode-1')",
+    )
+    report.await_(
+        browser,
+        "and the log",
+        "document.getElementById('event-log').innerText.includes('decode-1')",
+    )
     time.sleep(6)
     report.shoot(browser, "death")
     report.console(browser, "death")

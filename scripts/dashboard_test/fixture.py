@@ -19,7 +19,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from scripts.dashboard_test.world import STATES, World, record_of
+from scripts.dashboard_test.stories import STATES, record_of
+from scripts.dashboard_test.world import World
 
 STATIC = Path(__file__).resolve().parents[2] / "coordinator/dashboard/static"
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -32,17 +33,19 @@ class Fixture:
         self.world = world
         self.key = key
         self.is_cut = False  # streams end, and no new ones are served
-        self.app = Starlette(routes=[
-            Route("/", self._page),
-            Route("/static/{name}", self._asset),
-            Route("/api/stream", self._stream),
-            Route("/api/snapshot", self._snapshot),
-            Route("/api/series", self._series),
-            Route("/api/requests", self._requests),
-            Route("/api/requests/{request_id}", self._record),
-            Route("/api/nodes/{name}/{order}", self._order, methods=["POST"]),
-            Route("/fixture/{state}", self._turn, methods=["POST"]),
-        ])  # fmt: skip
+        self.app = Starlette(
+            routes=[
+                Route("/", self._page),
+                Route("/static/{name}", self._asset),
+                Route("/api/stream", self._stream),
+                Route("/api/snapshot", self._snapshot),
+                Route("/api/series", self._series),
+                Route("/api/requests", self._requests),
+                Route("/api/requests/{request_id}", self._record),
+                Route("/api/nodes/{name}/{order}", self._order, methods=["POST"]),
+                Route("/fixture/{state}", self._turn, methods=["POST"]),
+            ]
+        )
 
     async def _page(self, request: Request) -> Response:
         return _file("index.html")
@@ -122,8 +125,9 @@ class Running:
     """A fixture in a thread of this process; `with` starts and stops it."""
 
     def __init__(self, fixture: Fixture, port: int = 0) -> None:
-        config = uvicorn.Config(fixture.app, port=port, log_level="warning", lifespan="off",
-                                timeout_graceful_shutdown=1)  # fmt: skip
+        config = uvicorn.Config(
+            fixture.app, port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=1
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run)
         self.fixture = fixture

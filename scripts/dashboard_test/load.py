@@ -51,7 +51,7 @@ class Load:
                 thread.join(30)
 
     def _shape(self) -> tuple[list[int], int, str]:
-        num_prompt = min(600, int(self._random.lognormvariate(4.6, 0.7)) + 8)
+        num_prompt = min(900, int(self._random.lognormvariate(5.2, 0.6)) + 8)
         prompt = self._random.choices(VOCABULARY, k=num_prompt)
         num_output = min(90, int(self._random.lognormvariate(3.4, 0.5)) + 2)
         return prompt, num_output, self._random.choice(("interactive", "interactive", "standard"))

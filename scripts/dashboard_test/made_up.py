@@ -1,4 +1,4 @@
-"""The page against made-up deployments: what a real one seldom shows, the key, and the CPU it takes."""
+"""The page against made-up deployments: rare states, the key, and the CPU that it takes."""
 
 import time
 
@@ -18,8 +18,12 @@ def try_states(report: Report) -> None:
     world = World(began_at=time.time() - LONG_AGO_S)
     with Running(Fixture(world)) as server, Browser.open() as browser:
         browser.resize(1280, 900)
-        for state, name in (("empty", "made-up-empty"), ("calm", "made-up-calm"),
-                            ("death", "made-up-death"), ("many", "made-up-many")):  # fmt: skip
+        for state, name in (
+            ("empty", "made-up-empty"),
+            ("calm", "made-up-calm"),
+            ("death", "made-up-death"),
+            ("many", "made-up-many"),
+        ):
             httpx.post(f"{server.address}/fixture/{state}")
             browser.go(server.address)
             report.await_(browser, f"made-up deployment {state!r} is shown", LIVE)
@@ -41,13 +45,19 @@ def try_key(report: Report) -> None:
         browser.screenshot(report.folder / "dashboard-key.png", whole_page=False)
         browser.type("#key", "wrong")
         browser.press("Enter")
-        report.await_(browser, "a wrong key is refused in words",
-                      "document.getElementById('key-error').innerText.includes('not known')")  # fmt: skip
+        report.await_(
+            browser,
+            "a wrong key is refused in words",
+            "document.getElementById('key-error').innerText.includes('not known')",
+        )
         browser.run("document.getElementById('key').value = ''")
         browser.type("#key", "right")
         browser.press("Enter")
-        report.await_(browser, "the right key opens it",
-                      f"{LIVE} && !document.getElementById('key-dialog').open")  # fmt: skip
+        report.await_(
+            browser,
+            "the right key opens it",
+            f"{LIVE} && !document.getElementById('key-dialog').open",
+        )
         browser.press("?")
         report.await_(browser, "? lists the keys", "document.getElementById('help-dialog').open")
         browser.press("Escape")

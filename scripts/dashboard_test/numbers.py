@@ -1,4 +1,4 @@
-"""Made-up measurements that look like a deployment's: smooth in time, the same for the same time."""
+"""Made-up measurements that look like a deployment's: smooth, the same for the same time."""
 
 import math
 
@@ -59,8 +59,24 @@ def series_value(name: str, t: float, load: float, began_at: float) -> float | N
 
 
 SERIES = (
-    "requests_per_s", "goodput_per_s", "shed_per_s", "failed_per_s", "output_tokens_per_s",
-    "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms", "max_itl_p99_ms", "queue_p50_ms",
-    "prefill_p50_ms", "transfer_p50_ms", "decode_admission_p50_ms", "busy_prefill", "busy_decode",
-    "kv_used_share", "transfer_bytes_per_s", "num_live", "num_queued",
-)  # fmt: skip
+    "requests_per_s",
+    "goodput_per_s",
+    "shed_per_s",
+    "failed_per_s",
+    "output_tokens_per_s",
+    "ttft_p50_ms",
+    "ttft_p99_ms",
+    "tpot_p50_ms",
+    "tpot_p99_ms",
+    "max_itl_p99_ms",
+    "queue_p50_ms",
+    "prefill_p50_ms",
+    "transfer_p50_ms",
+    "decode_admission_p50_ms",
+    "busy_prefill",
+    "busy_decode",
+    "kv_used_share",
+    "transfer_bytes_per_s",
+    "num_live",
+    "num_queued",
+)

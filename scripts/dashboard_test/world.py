@@ -2,10 +2,10 @@
 
 import random
 from dataclasses import dataclass
-from typing import Literal
 
 from scripts.dashboard_test.numbers import SERIES, quantiles, series_value, wobble
-from tandem.messages.common import NodeCosts, Timeline
+from scripts.dashboard_test.stories import EVENTS, NO_STAGES, State, verdict_of
+from tandem.messages.common import NodeCosts
 from tandem.messages.membership import PageCounts, RoleWeights
 from tandem.messages.operations import (
     SNAPSHOT_VERSION,
@@ -18,22 +18,26 @@ from tandem.messages.operations import (
     NodeView,
     Quantiles,
     Rates,
-    RequestRecord,
     Series,
     Snapshot,
     StageTimes,
-    Step,
     WindowVerdict,
 )
 
-State = Literal["empty", "idle", "loaded", "death", "many", "calm"]
-STATES: tuple[State, ...] = ("empty", "idle", "loaded", "death", "many", "calm")
 LOADS: dict[State, float] = {
-    "empty": 0, "idle": 0, "loaded": 1.0, "death": 1.35, "many": 0.9, "calm": 0.6,
-}  # fmt: skip
+    "empty": 0,
+    "idle": 0,
+    "loaded": 1.0,
+    "death": 1.35,
+    "many": 0.9,
+    "calm": 0.6,
+}
 STEPS_S = {"5m": 1.0, "1h": 15.0, "3d": 900.0}
-TARGETS = (("interactive", 500.0, 50.0, 0.99), ("standard", 2000.0, 100.0, 0.95),
-           ("batch", 30000.0, 500.0, 0.9))  # fmt: skip
+TARGETS = (
+    ("interactive", 500.0, 50.0, 0.99),
+    ("standard", 2000.0, 100.0, 0.95),
+    ("batch", 30000.0, 500.0, 0.9),
+)
 NUM_PAGES = 4096
 
 
@@ -54,8 +58,10 @@ class World:
     def snapshot(self, now: float, after_event: int) -> Snapshot:
         """Everything at one instant."""
         nodes = self._nodes(now)
-        by = [sum(n.role == r and n.state != "down" for n in nodes) for r in
-              ("prefill", "decode", "mixed")]  # fmt: skip
+        by = [
+            sum(n.role == r and n.state != "down" for n in nodes)
+            for r in ("prefill", "decode", "mixed")
+        ]
         live = self._live(now) if self.load else ()
         return Snapshot(
             version=SNAPSHOT_VERSION,
@@ -84,7 +90,7 @@ class World:
                 GatewayView(
                     gateway_id="gateway-1", state="ok", num_live_requests=88, heartbeat_age_s=0.7
                 ),
-            ),  # fmt: skip
+            ),
             live=live,
             num_live=185 if live else 0,
             num_queued=int(self.value("num_queued", now) or 0),
@@ -107,14 +113,18 @@ class World:
         }
         turn = self._turn_at(now)
         for name, before, after in (
-            ("num_prefill", 2, 3), ("num_mixed", 0, 1), ("num_decode", 4, 2)
-        ):  # fmt: skip
+            ("num_prefill", 2, 3),
+            ("num_mixed", 0, 1),
+            ("num_decode", 4, 2),
+        ):
             is_turned = self.load > 0
             values[name] = tuple(after if is_turned and t > turn else before for t in times)
         return Series(
-            step_s=step, unix_s=tuple(times), values=values,
+            step_s=step,
+            unix_s=tuple(times),
+            values=values,
             decisions=tuple(e for e in self._events(now) if e.kind == "decision"),
-        )  # fmt: skip
+        )
 
     def _turn_at(self, now: float) -> float:
         """When the balancer turned two nodes, the last time: a minute or two ago at least."""
@@ -130,12 +140,17 @@ class World:
 
     def _verdict(self, index: int, now: float) -> ClassVerdict:
         name, ttft, tpot, target = TARGETS[index]
-        verdict, stage, why, kept = _verdict_of(self.state, index)
+        verdict, stage, why, kept = verdict_of(self.state, index)
         is_used = verdict != "no traffic"
         share = (0.55, 0.42, 0.03)[index]
         return ClassVerdict(
-            sla_class=name, ttft_ms=ttft, tpot_ms=tpot, attainment=target, verdict=verdict,
-            explanation=why, limiting_stage=stage,
+            sla_class=name,
+            ttft_ms=ttft,
+            tpot_ms=tpot,
+            attainment=target,
+            verdict=verdict,
+            explanation=why,
+            limiting_stage=stage,
             budget_left=None if not is_used else 1 - (1 - kept) / (1 - target) * 0.55,
             windows={
                 window: WindowVerdict(
@@ -147,11 +162,13 @@ class World:
                     burn_rate=(1 - kept) * scale / (1 - target) if is_used else None,
                 )
                 for window, span, scale in (
-                    ("5m", 300, 1.0), ("1h", 3600, 0.7), ("3d", 259_200, 0.4)
+                    ("5m", 300, 1.0),
+                    ("1h", 3600, 0.7),
+                    ("3d", 259_200, 0.4),
                 )
             },
-            stages=self._stages(index, now) if is_used else _NO_STAGES,
-        )  # fmt: skip
+            stages=self._stages(index, now) if is_used else NO_STAGES,
+        )
 
     def _stages(self, index: int, now: float) -> StageTimes:
         hot = 3.4 if self.state == "death" else 1.0
@@ -159,9 +176,10 @@ class World:
         queue = quantiles(38 * scale * hot, now, 1, tail=5)
         prefill = quantiles(118 * scale, now, 2)
         first = Quantiles(  # quantiles of a sum lie below the sum of quantiles, but for the median
-            p50=queue.p50 + 1.03 * prefill.p50, p95=0.96 * (queue.p95 + prefill.p95),
+            p50=queue.p50 + 1.03 * prefill.p50,
+            p95=0.96 * (queue.p95 + prefill.p95),
             p99=0.92 * (queue.p99 + prefill.p99),
-        )  # fmt: skip
+        )
         return StageTimes(
             queue=queue,
             prefill=prefill,
@@ -213,41 +231,63 @@ class World:
         decodes, prefills = role != "prefill", role != "decode"
         load = 0.0 if is_dead else self.load * (0.75 + 0.4 * wobble(now, seed))
         return NodeView(
-            node_id=name, role=role, state=state,
-            weights=RoleWeights(prefill=float(prefills) * (0.4 if role == "mixed" else 1),
-                                decode=float(decodes) * (0.6 if role == "mixed" else 1)),
-            device="NVIDIA H200", epoch=7 + seed, heartbeat_age_s=8.3 if is_dead else 0.31,
-            num_pages=NUM_PAGES, pages=pages,
+            node_id=name,
+            role=role,
+            state=state,
+            weights=RoleWeights(
+                prefill=float(prefills) * (0.4 if role == "mixed" else 1),
+                decode=float(decodes) * (0.6 if role == "mixed" else 1),
+            ),
+            device="NVIDIA H200",
+            epoch=7 + seed,
+            heartbeat_age_s=8.3 if is_dead else 0.31,
+            num_pages=NUM_PAGES,
+            pages=pages,
             useful_share=0.93 - 0.04 * wobble(now, seed) if load else None,
             last_page_waste=0.07 + 0.04 * wobble(now, seed) if load else None,
-            busy_share=min(1.0, load * 0.78), num_prefill_waiting=int(9 * load * prefills),
+            busy_share=min(1.0, load * 0.78),
+            num_prefill_waiting=int(9 * load * prefills),
             num_prefill_tokens_waiting=int(9 * load * 1432 * prefills),
-            num_decode_running=int(44 * load * decodes), num_decode_waiting=int(2 * load * decodes),
-            num_transfers=int(4 * load), tokens_per_s=2210 * load * decodes,
-            transfer_bytes_per_s=104e6 * load * prefills, num_transfers_done=18_204 + seed * 977,
-            num_transfers_failed=2 if is_dead else 0, num_preempted=int(3 * decodes * (load > 1)),
-            costs=NodeCosts(step_s=0.0061, prefill_token_s=4.1e-5, prefill_context_s=2.2e-9,
-                            decode_row_s=2.4e-4, decode_context_s=3.1e-8, error=0.043,
-                            num_steps=9120, transfer_s=0.0021, transfer_bytes_per_s=2.3e10),
-        )  # fmt: skip
+            num_decode_running=int(44 * load * decodes),
+            num_decode_waiting=int(2 * load * decodes),
+            num_transfers=int(4 * load),
+            tokens_per_s=2210 * load * decodes,
+            transfer_bytes_per_s=104e6 * load * prefills,
+            num_transfers_done=18_204 + seed * 977,
+            num_transfers_failed=2 if is_dead else 0,
+            num_preempted=int(3 * decodes * (load > 1)),
+            costs=NodeCosts(
+                step_s=0.0061,
+                prefill_token_s=4.1e-5,
+                prefill_context_s=2.2e-9,
+                decode_row_s=2.4e-4,
+                decode_context_s=3.1e-8,
+                error=0.043,
+                num_steps=9120,
+                transfer_s=0.0021,
+                transfer_bytes_per_s=2.3e10,
+            ),
+        )
 
     def _live(self, now: float) -> tuple[LiveView, ...]:
         source = random.Random(int(now // 4))
         return tuple(
             LiveView(
-                request_id=f"{source.getrandbits(128):032x}", gateway_id="gateway",
+                request_id=f"{source.getrandbits(128):032x}",
+                gateway_id="gateway",
                 tenant=source.choice(("search", "chat-web", "batch-jobs")),
                 sla_class=source.choice(("interactive", "interactive", "standard")),
-                age_s=source.random() ** 2 * 9, attempt=1 + (source.random() < 0.03),
+                age_s=source.random() ** 2 * 9,
+                attempt=1 + (source.random() < 0.03),
                 num_prompt_tokens=source.randint(40, 8000),
                 prefill_node=f"prefill-{source.randint(0, 2)}" if i else None,
                 decode_node=f"decode-{source.randint(0, 1)}" if i else None,
             )
             for i in range(14)
-        )  # fmt: skip
+        )
 
     def _events(self, now: float) -> list[Event]:
-        texts = _EVENTS[:4] if not self.load else _EVENTS
+        texts = EVENTS[:4] if not self.load else EVENTS
         base = self._turn_at(now) + 2
         events = [
             Event(number=i + 1, unix_s=max(self.began_at, base - 260 + i * 37), kind=k, text=t)
@@ -256,32 +296,15 @@ class World:
         if self.state == "empty":
             return events[:1]
         if self.state == "death":
-            events.append(Event(number=20, unix_s=self.began_at + 1, kind="member",
-                                text="node decode-1 is down: no heartbeat for 3.0 s"))  # fmt: skip
+            events.append(
+                Event(
+                    number=20,
+                    unix_s=self.began_at + 1,
+                    kind="member",
+                    text="node decode-1 is down: no heartbeat for 3.0 s",
+                )
+            )
         return events
-
-
-def record_of(request_id: str, now: float) -> RequestRecord:
-    """A request that ended well enough."""
-    received = now - 41.0
-    return RequestRecord(
-        request_id=(request_id + "0" * 32)[:32], gateway_id="gateway", tenant="chat-web",
-        sla_class="interactive", ttft_target_ms=500.0, tpot_target_ms=50.0, priority=0,
-        received_unix_s=received, reason="stop", code=None, message=None, sla_attained=False,
-        ttft_ms=612.0, tpot_ms=31.4, max_itl_ms=118.0, num_prompt_tokens=3120,
-        num_output_tokens=214, num_cached_tokens=1024,
-        timeline=Timeline(received_unix_s=received, placed_s=0.004, prefill_start_s=0.418,
-                          first_token_s=0.612, transfer_end_s=0.631, decode_start_s=0.655,
-                          finished_s=7.33, prefill_node="prefill-1", decode_node="decode-0",
-                          transfer_bytes=412_876_800),
-        steps=(
-            Step(after_s=0.004, text="placed: prefill-1 computes 2,096 tokens (1,024 are cached "
-                 "there), decode-0 decodes; predicted TTFT 480 ms of 500 ms"),
-            Step(after_s=0.418, text="prefill began 370 ms later than predicted: prefill-1 had "
-                 "11 prompts before it"),
-            Step(after_s=7.33, text="ended by stop; SLA missed by TTFT 612 ms over 500 ms"),
-        ),
-    )  # fmt: skip
 
 
 def _grid(first: float, last: float, step: float) -> list[float]:
@@ -296,43 +319,12 @@ def _pages(seed: int, now: float, load: float) -> PageCounts:
     draining, quarantined = (24, 8) if load > 1.2 and seed == 4 else (0, 0)
     held = active + cached + small * 2 + small // 2 + draining + quarantined
     return PageCounts(
-        free=NUM_PAGES - held, granted=small, filling=small, ready=small // 2, active=active,
-        cached=cached, draining=draining, quarantined=quarantined,
-    )  # fmt: skip
-
-
-def _verdict_of(state: State, index: int) -> tuple[str, str | None, str, float]:
-    if state in ("empty", "idle"):
-        return "no traffic", None, "No request of this class ended in the last 3 days.", 1.0
-    if index == 2:
-        return "no traffic", None, "No request of this class ended in the last 3 days.", 1.0
-    if state == "death" and index == 0:
-        why = ("TTFT p95 is 741 ms where 500 ms are promised; 58 % of it is queue: prompts wait "
-               "for prefill since decode-1 went down and mixed-0 turned to decode.")  # fmt: skip
-        return "violated", "queue", why, 0.941
-    if state == "loaded" and index == 0:
-        why = ("Burns its budget 1.9 times too fast over 5 minutes. The slowest twentieth spends "
-               "52 % of its TTFT waiting for a prefill node.")  # fmt: skip
-        return "at risk", "queue", why, 0.981
-    return "ok", "prefill", "Kept with room; most of its TTFT is prefill.", 0.9984
-
-
-_NO_STAGES = StageTimes(
-    queue=None, prefill=None, transfer=None, decode_admission=None, ttft=None, tpot=None,
-    max_itl=None,
-)  # fmt: skip
-_EVENTS = (
-    ("member", "coordinator listens on tcp://10.0.0.1:7300, incarnation 3"),
-    ("member", "node prefill-0 joined as epoch 7: NVIDIA H200, 4,096 pages, prefill 1 / decode 0"),
-    ("member", "node decode-0 joined as epoch 11: NVIDIA H200, 4,096 pages, prefill 0 / decode 1"),
-    ("member", "gateway gateway joined: model qwen3-8b"),
-    ("request", "request 7be1f02c9d3344aa was placed again: prefill-1 answered transfer_failed"),
-    ("decision", "observed: early rejection of 12 requests of interactive: predicted TTFT 640 ms "
-     "is above 500 ms"),
-    ("decision", "roles: turns decode-2 from decode to both roles (0.4 / 0.6): load 1.77 of the "
-     "target becomes 1.08; needs 2.61 prefill and 1.92 decode nodes"),
-    ("decision", "roles: turns decode-3 from decode to prefill: load 1.08 of the target becomes "
-     "0.87; needs 2.61 prefill and 1.92 decode nodes"),
-    ("order", "operator: weights of decode-3 prefill 1 / decode 0 (from the dashboard)"),
-    ("error", "gateway-1: 3 frames of an unknown type were dropped"),
-)  # fmt: skip
+        free=NUM_PAGES - held,
+        granted=small,
+        filling=small,
+        ready=small // 2,
+        active=active,
+        cached=cached,
+        draining=draining,
+        quarantined=quarantined,
+    )

@@ -18,6 +18,7 @@ import { WINDOWS } from "./words.js";
 
 const THEME = "tandem.theme";
 const NOTICE_MS = 15_000;
+const LEAST_S = 60;
 
 const state = { snapshot: null, series: null, windowName: "5m", from: 0, to: 0, marks: [] };
 let heardAt = 0;
@@ -97,7 +98,10 @@ async function loadSeries() {
     const series = await link.get(`/api/series?window=${windowName}`);
     if (windowName !== state.windowName || isHeld) return;
     const to = Math.max(state.snapshot.unix_s, series.unix_s[series.unix_s.length - 1] ?? 0);
-    Object.assign(state, { series, marks: series.decisions, to, from: to - WINDOWS[windowName].seconds });
+    // What began a minute ago fills the chart; it grows to the window.
+    const first = series.unix_s[0] ?? -Infinity;
+    const from = Math.max(to - WINDOWS[windowName].seconds, Math.min(first, to - LEAST_S));
+    Object.assign(state, { series, marks: series.decisions, to, from });
     for (const panel of panels) panel.series?.(state);
   } catch (error) {
     if (error.status >= 400) notify(`No history: ${error.message}`, "bad");

@@ -2,7 +2,10 @@
 
 import { byId, setText } from "./dom.js";
 import { byteRate, count, list, number, percent, plural, rate } from "./format.js";
+import { smooth } from "./scales.js";
 import { TimeChart } from "./timechart.js";
+
+const RATES_S = 10;
 
 export class Flow {
   constructor(live) {
@@ -14,7 +17,7 @@ export class Flow {
       title: "Requests that ended and those that kept their SLA", height: 132, format: (v) => rate(v), least: 1,
       rows: [
         { key: "goodput_per_s", label: "goodput (SLA kept)", tone: "tone-good", kind: "area" },
-        { key: "requests_per_s", label: "throughput", tone: "tone-text", isDashed: true }],
+        { key: "requests_per_s", label: "throughput", tone: "tone-text", look: "thin" }],
     }, live);
     this.lost = new TimeChart(byId("chart-shed"), {
       title: "Requests shed and failed", height: 78, numTicks: 2, format: (v) => rate(v), kind: "bars", least: 1,
@@ -37,9 +40,19 @@ export class Flow {
 
   series({ series, from, to, marks }) {
     this.transfers.update(series, from, to, { marks });
-    this.requests.update(series, from, to, { marks });
+    this.requests.update(calmed(series), from, to, { marks });
     this.lost.update(series, from, to, { marks, empty: "Nothing known of this window yet" });
   }
+}
+
+/** Samples of one second count few requests: as the figures above, over ten. */
+function calmed(series) {
+  if (series.step_s >= RATES_S) return series;
+  const values = { ...series.values };
+  for (const name of ["goodput_per_s", "requests_per_s"]) {
+    values[name] = smooth(series.unix_s, values[name], RATES_S);
+  }
+  return { ...series, values };
 }
 
 function sayTransfers(nodes, done, failed, bytesPerS) {

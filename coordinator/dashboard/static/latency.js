@@ -20,17 +20,18 @@ export class Latency {
     });
     this.ttft = new TimeChart(byId("chart-ttft"), {
       title: "Medians of the stages and time to first token", height: 150, isStacked: true, format: ms,
+      scope: "median",
       rows: [...stages,
         { key: "ttft_p50_ms", label: "TTFT p50", tone: "tone-text", isLoose: true },
-        { key: "ttft_p99_ms", label: "TTFT p99", tone: "tone-text", isLoose: true, isDashed: true }],
+        { key: "ttft_p99_ms", label: "TTFT p99", tone: "tone-text", isLoose: true, look: "thin" }],
     }, live);
     byId("chart-ttft").classList.add("solid-areas", "with-lines");
     this.itl = new TimeChart(byId("chart-itl"), {
-      title: "Time between tokens", height: 190, format: ms,
+      title: "Time between tokens", height: 190, format: ms, isLog: true,
       rows: [
         { key: "tpot_p50_ms", label: "TPOT p50", tone: "tone-decode" },
-        { key: "tpot_p99_ms", label: "TPOT p99", tone: "tone-decode", isDashed: true },
-        { key: "max_itl_p99_ms", label: "longest gap p99", tone: "tone-soft" }],
+        { key: "tpot_p99_ms", label: "TPOT p99", tone: "tone-decode", look: "thin" },
+        { key: "max_itl_p99_ms", label: "longest gap p99", tone: "tone-soft", look: "dashed" }],
     }, live);
     this.rows = new Keyed(byId("itl-rows"), (r) => r.label, makeQuantiles, updateQuantiles);
   }
@@ -56,7 +57,7 @@ export class Latency {
     setText(byId("ttft-say"), sayTtft(stages, ttft_ms));
     setText(byId("itl-say"), sayItl(stages, tpot_ms, this.name));
     this.rows.update([
-      { label: "Per token (TPOT)", quantiles: stages.tpot, limit: tpot_ms },
+      { label: "TPOT", quantiles: stages.tpot, limit: tpot_ms },
       { label: "Longest gap", quantiles: stages.max_itl, limit: null },
     ]);
   }
@@ -120,8 +121,8 @@ class Waterfall {
     const items = STAGES.map(({ label, tone, isHatched }, i) => el("li", {},
       el("span", { class: `swatch ${tone}${isHatched ? " hatched" : ""}` }), label, this.values[i]));
     this.sla = el("span");
-    this.legend = el("ul", { class: "legend waterfall-legend" }, ...items,
-      el("li", {}, el("span", { class: "measured-key" }), "first token, as measured"));
+    this.legend = el("ul", { class: "legend waterfall-legend" }, el("li", { class: "legend-scope" }, "p95"), ...items,
+      el("li", {}, el("span", { class: "measured-key" }), "first token measured"));
     this.axis = el("div", { class: "w-axis" }, this.sla);
     this.rows = POINTS.map((point) => {
       const parts = STAGES.map(({ tone, isHatched }) => el("i", { class: `${tone}${isHatched ? " hatched" : ""}` }));
@@ -139,7 +140,7 @@ class Waterfall {
     const longest = Math.max(...ends, stages.ttft?.p99 ?? 0);
     const isNear = limit <= longest * 4 || longest === 0;
     const scale = (isNear ? Math.max(longest, limit * 1.04) : longest * 1.15) || 1;
-    STAGES.forEach(({ key }, i) => setText(this.values[i], ms(stages[key]?.p50)));
+    STAGES.forEach(({ key }, i) => setText(this.values[i], ms(stages[key]?.p95)));
     setText(this.sla, isNear ? `SLA ${ms(limit)}` : `SLA ${ms(limit)}, beyond this scale →`);
     setLeft(this.sla, isNear ? limit / scale : 1);
     setClass(this.sla, "at-end", !isNear || limit / scale > 0.85);

@@ -24,7 +24,7 @@ export class Memory {
       title: "Busy share by role", height: 108, max: 1, numTicks: 2, format: percent,
       rows: [
         { key: "busy_prefill", label: "prefill", tone: "tone-prefill" },
-        { key: "busy_decode", label: "decode", tone: "tone-decode", isDashed: true }],
+        { key: "busy_decode", label: "decode", tone: "tone-decode", look: "dashed" }],
     }, live);
   }
 

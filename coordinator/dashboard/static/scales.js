@@ -20,6 +20,34 @@ export function valueTicks(max, numTicks, isWhole) {
   return Array.from({ length: count + 1 }, (_, index) => index * step);
 }
 
+/** Ticks of a logarithmic scale around [min, max] at 1, 2, 5 times powers of ten; at most six. */
+export function logTicks(min, max) {
+  const round = [];
+  for (let power = Math.floor(Math.log10(min)); power <= Math.log10(max) + 1; power += 1) {
+    for (const lead of [1, 2, 5]) round.push(Number((lead * 10 ** power).toPrecision(1)));
+  }
+  const first = round.findLastIndex((value) => value <= min * 1.001);
+  const last = Math.max(first + 1, round.findIndex((value) => value >= max * 0.999));
+  const ticks = round.slice(first, last + 1);
+  if (ticks.length <= 6) return ticks;
+  const isTen = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9;
+  return ticks.filter((value, i) => i === 0 || i === ticks.length - 1 || isTen(value));
+}
+
+/** The mean of the last `seconds` at each sample: single seconds count few requests. */
+export function smooth(times, values, seconds) {
+  let first = 0;
+  let sum = 0;
+  let num = 0;
+  return values.map((value, i) => {
+    if (value !== null) [sum, num] = [sum + value, num + 1];
+    for (; times[i] - times[first] >= seconds; first += 1) {
+      if (values[first] !== null) [sum, num] = [sum - values[first], num - 1];
+    }
+    return num === 0 ? null : Math.max(0, sum / num);
+  });
+}
+
 /** Round local times within [from, to], at most `most` of them. */
 export function timeTicks(from, to, most) {
   const step = TIME_STEPS_S.find((value) => (to - from) / value <= most) || 86_400;

@@ -6,7 +6,7 @@
 import { el, setAttr, setClass, setText, svg } from "./dom.js";
 import { clock, day } from "./format.js";
 import {
-  areaPath, barPath, linePath, nearest, stack, timeTicks, valueTicks,
+  areaPath, barPath, linePath, logTicks, nearest, stack, timeTicks, valueTicks,
 } from "./scales.js";
 
 const LEFT = 46;
@@ -29,8 +29,10 @@ function point(t) {
 }
 
 /**
- * `spec`: title, height, format(value), numTicks, isWhole, max, least, zero (a text where all is zero), isStacked, isStep, and `rows`: key,
- * label, tone (a class), kind (line, area, bars), note (read out instead of the value).
+ * `spec`: title, height, format(value), numTicks, isWhole, isLog, max, least, zero (a text where all is zero),
+ * scope (what the legend's values are), isStacked, isStep, and `rows`: key,
+ * label, tone (a class), kind (line, area, bars), look (thin, dashed), isHatched, and
+ * isLoose: no part of the stack.
  */
 export class TimeChart {
   constructor(figure, spec, live) {
@@ -60,11 +62,12 @@ export class TimeChart {
       const value = el("span", { class: "legend-value" });
       const looks = [row.kind || spec.kind, row.tone];
       if (row.isHatched) looks.push("hatched");
-      if (row.isDashed) looks.push("dashed");
+      if (row.look) looks.push(row.look);
       const swatch = el("span", { class: `swatch ${looks.join(" ")}` });
       return { row, value, item: el("li", {}, swatch, el("span", {}, row.label), value) };
     });
-    const legend = el("ul", { class: "legend" }, ...this.items.map((i) => i.item), this.moment);
+    const scope = spec.scope ? el("li", { class: "legend-scope" }, spec.scope) : null;
+    const legend = el("ul", { class: "legend" }, scope, ...this.items.map((i) => i.item), this.moment);
     this.svg = svg("svg", {
       class: "plot", tabindex: "0", role: "group",
       "aria-roledescription": "chart over time",
@@ -78,7 +81,7 @@ export class TimeChart {
     // By CSSOM: in a style sheet the address would be one relative to that sheet.
     for (const texture of this.textures) texture.style.fill = "url(#hatch)";
     this.lines = spec.rows.map((row) => {
-      return svg("path", { class: `line ${row.tone}${row.isDashed ? " dashed" : ""}` });
+      return svg("path", { class: `line ${row.tone} ${row.look ?? ""}` });
     });
     this.bounds = svg("g", { class: "bounds" });
     this.labels = svg("g", { class: "ticks" });
@@ -157,8 +160,9 @@ export class TimeChart {
     const ticks = this.ticks(edges.map((edge) => edge.high));
     const top = ticks[ticks.length - 1];
     const bottom = height - BOTTOM;
+    const log = (value) => Math.log(Math.max(value, ticks[0]) / ticks[0]) / Math.log(top / ticks[0]);
     this.x = (t) => LEFT + ((t - this.from) / (this.to - this.from)) * (width - LEFT - RIGHT);
-    this.y = (value) => bottom - (value / top) * (bottom - TOP);
+    this.y = (value) => bottom - (spec.isLog ? log(value) : value / top) * (bottom - TOP);
     this.drawRows(edges);
     this.drawAxes(hasData ? ticks : [0]);
     this.drawLimits(top, hasData ? this.limits : []);
@@ -178,11 +182,21 @@ export class TimeChart {
   ticks(rows) {
     const { spec } = this;
     if (spec.max) return valueTicks(spec.max, spec.numTicks, spec.isWhole);
+    if (spec.isLog) return this.logTicks(rows);
     let max = 0;
     for (const row of rows) for (const value of row) if (value > max) max = value;
     // A limit far above the data would flatten it: then its label alone says where it is.
     for (const { value } of this.limits) if (value < max * 3) max = Math.max(max, value * 1.05);
     return valueTicks(max || spec.least || 1, spec.numTicks, spec.isWhole);
+  }
+
+  logTicks(rows) {
+    let [min, max] = [Infinity, 0];
+    const limits = this.limits.map((limit) => limit.value);
+    for (const row of [...rows, limits]) {
+      for (const value of row) if (value > 0) [min, max] = [Math.min(min, value), Math.max(max, value)];
+    }
+    return max === 0 ? [1, 10] : logTicks(min, max);
   }
 
   drawRows(edges) {
@@ -192,8 +206,11 @@ export class TimeChart {
     const space = { x, y, gapS, end, isStep: spec.isStep };
     spec.rows.forEach((row, i) => {
       const kind = row.kind || spec.kind;
-      const { low, high: line } = edges[i];
-      const area = kind === "area" ? areaPath(this.times, low, line, space) : "";
+      const { low, high } = edges[i];
+      // A layer of nothing has no edge: it would look like one of its neighbour.
+      const line = spec.isStacked && !row.isLoose
+        ? high.map((value, k) => (value > low[k] ? value : null)) : high;
+      const area = kind === "area" ? areaPath(this.times, low, high, space) : "";
       setAttr(this.fills[i], "d", area);
       setAttr(this.textures[i], "d", row.isHatched ? area : "");
       setAttr(this.lines[i], "d", kind === "bars"
