@@ -57,7 +57,10 @@ def build_device(
     fingerprints = weights_fingerprint(folder), tokenizer_fingerprint(folder)
     report_phase("fingerprints", time.perf_counter() - started)
     eos_token_ids = load_generation_defaults(folder).eos_token_ids
+    started = time.perf_counter()
     grammars = Grammars(folder, model_config.vocab_size, eos_token_ids)
+    if grammars.load():
+        report_phase("vocabulary of grammars", time.perf_counter() - started)
     built = build_runner(
         folder,
         model_config,

@@ -2,10 +2,11 @@
 
 A matcher's state is a function of the schema and the output ids so far, so it is never sent: every
 node that draws a token of a request follows the ids that it knows, and one per step from then on.
-Only llguidance's own trie of the vocabulary is loaded here, no tokenizer of the gateway's kind, and
-that with the first schema (docs/decisions/0020-structured-output.md).
+Only llguidance's own trie of the vocabulary is loaded here, no tokenizer of the gateway's kind
+(docs/decisions/0020-structured-output.md).
 """
 
+import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 
 from node.runner import SampleRequest
 from scheduling.views import RequestKey
-from tandem.json_schema import compile_schema, load_llguidance, summary
+from tandem.json_schema import NoGrammarLibraryError, compile_schema, load_llguidance, summary
 
 BoolArray = NDArray[np.bool_]
 # Compiled schemas that are kept, each with what its lexer has learnt so far.
 MAX_GRAMMARS = 32
 MAX_MATCHERS = 1024  # attempts that are followed; one that is forgotten is followed anew
+log = logging.getLogger("tandem.node")
 
 
 @dataclass(slots=True)
@@ -47,6 +49,20 @@ class Grammars:
         self._lock = threading.Lock()
         self._compiled: dict[str, Any] = {}
         self._followed: dict[RequestKey, _Followed] = {}
+
+    def load(self) -> bool:
+        """Read the vocabulary before the node is ready; False where that cannot be done.
+
+        Of 128,000 tokens it takes 2 s, in which no other thread of the process runs.
+        """
+        try:
+            self._load_trie(load_llguidance())
+        except NoGrammarLibraryError:
+            return False
+        except ValueError as error:
+            log.warning("requests with a JSON schema will be refused: %s", error)
+            return False
+        return True
 
     def is_prepared(self, schema: str) -> bool:
         """Whether requests with this schema need not wait."""
@@ -120,17 +136,23 @@ class Grammars:
         return compiled
 
     def _load_trie(self, library: Any) -> Any:  # noqa: ANN401
-        """The vocabulary as bytes, once."""
+        """The vocabulary as bytes, once. ValueError where this model has none that is of use."""
         with self._trie_lock:
-            if self._trie is None:
-                if not self._eos_token_ids:
-                    raise ValueError(
-                        "the model's generation_config.json names no end of text (eos_token_id), "
-                        "so an answer could not end where its JSON does: add it"
-                    )
+            if self._trie is not None:
+                return self._trie
+            if not self._eos_token_ids:
+                raise ValueError(
+                    "the model's generation_config.json names no end of text (eos_token_id), so an "
+                    "answer could not end where its JSON does: add it"
+                )
+            file = self._folder / "tokenizer.json"
+            try:
                 self._trie = library.LLTokenizer(
-                    (self._folder / "tokenizer.json").read_text(),
+                    file.read_text(encoding="utf-8"),
                     eos_token=list(self._eos_token_ids),
                     slices=library.LLTokenizer.json_slices(),
                 )
+            except (OSError, ValueError) as error:
+                text = f"llguidance cannot read {file}: {error}"
+                raise ValueError(text) from None
             return self._trie

@@ -1,43 +1,89 @@
-"""JSON schemas that no node could keep are refused here, before the request costs anything."""
+"""JSON schemas that no node could keep are refused here, before the request costs anything.
+
+A schema is compiled in a process of its own before anybody relies on it: of random ones, small and
+valid, some overflowed the compiler's stack, asked for gigabytes or ran for minutes, and each took
+its process with it. What the child survived is compiled again by the nodes, in the same way.
+"""
 
 import asyncio
 import hashlib
 import logging
-from concurrent.futures import Executor
+import os
+import sys
 
 from gateway.admission import Rejected
-from tandem.json_schema import NoGrammarLibraryError, require_compilable
+from tandem import json_schema
 
-# What is allowed compiles within 0.3 s on a busy core (measured); this is for what was not thought
-# of, which then occupies its thread for as long as it takes.
-PATIENCE_S = 5.0
+PATIENCE_S = 10.0
 MAX_KNOWN = 1024
+NUM_AT_ONCE = 2
+# Without ours: the child needs neither keys nor addresses, and no threads.
+ENVIRONMENT = {"PATH": os.defpath, "RAYON_NUM_THREADS": "1"}
 logger = logging.getLogger(__name__)
 
 
 class GrammarCheck:
-    """Compiles schemas in `threads`; remembers which ones went well."""
+    """Lives on one event loop. Remembers which schemas went well; equal ones share a child."""
 
-    def __init__(self, threads: Executor) -> None:
-        self._threads = threads
+    def __init__(self) -> None:
         self._known: dict[bytes, None] = {}
+        self._running: dict[bytes, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(NUM_AT_ONCE)
 
     async def check(self, schema: str) -> None:
         """Raises Rejected for a schema that cannot be kept, or not by this installation."""
-        digest = hashlib.blake2b(schema.encode(errors="surrogatepass"), digest_size=16).digest()
+        try:
+            text = schema.encode()
+            json_schema.check_schema(schema)
+        except ValueError as error:
+            raise Rejected("invalid_request", str(error)) from None
+        digest = hashlib.blake2b(text, digest_size=16).digest()
         if digest in self._known:
             return
-        compiling = asyncio.get_running_loop().run_in_executor(
-            self._threads, require_compilable, schema
-        )
-        try:
-            await asyncio.wait_for(compiling, PATIENCE_S)
-        except TimeoutError:
-            logger.warning("a JSON schema took over %g s to compile and was refused", PATIENCE_S)
-            text = f"the JSON schema takes over {PATIENCE_S:g} s to compile: simplify it"
-            raise Rejected("invalid_request", text) from None
-        except (ValueError, NoGrammarLibraryError) as error:
-            raise Rejected("invalid_request", str(error)) from None
-        self._known[digest] = None
-        if len(self._known) > MAX_KNOWN:
-            del self._known[next(iter(self._known))]
+        task = self._running.get(digest)
+        if task is None:
+            task = self._running[digest] = asyncio.create_task(self._compile(text))
+            task.add_done_callback(lambda done: self._compiled(digest, done))
+        await asyncio.shield(task)
+
+    def _compiled(self, digest: bytes, task: asyncio.Task[None]) -> None:
+        del self._running[digest]
+        if not task.cancelled() and task.exception() is None:
+            self._known[digest] = None
+            if len(self._known) > MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+
+    async def _compile(self, text: bytes) -> None:
+        async with self._turns:
+            status, reason = await run_child(text)
+        if status in (json_schema.REFUSED, json_schema.NOT_INSTALLED):
+            raise Rejected("invalid_request", reason)
+        if status != 0:
+            logger.warning("a JSON schema was refused, its compiler ended with %s", status)
+            how = f"over {PATIENCE_S:g} s" if status is None else f"exit status {status}"
+            raise Rejected(
+                "invalid_request",
+                f"the JSON schema is more than its compiler can bear ({how}): simplify it",
+            )
+
+
+async def run_child(text: bytes) -> tuple[int | None, str]:
+    """Exit status and output of the compiling child; None: it took too long and was killed."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        json_schema.__file__,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    )
+    try:
+        output, _ = await asyncio.wait_for(child.communicate(text), PATIENCE_S)
+    except TimeoutError:
+        return None, ""
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    return child.returncode, output.decode(errors="replace")

@@ -25,6 +25,8 @@ from tandem.messages.client import Submit
 
 T = TypeVar("T")
 NONCE_DIGITS = 30
+UNLIMITED = 1 << 40
+LONG_CHARS_PER_TOKEN = 8  # prose has four
 logger = logging.getLogger(__name__)
 
 
@@ -71,8 +73,17 @@ class Tokenizer(Protocol):
 class Tokenization:
     """See the module. Threads share the tokenizers, which are not changed after the first call."""
 
-    def __init__(self, tokenizer: Tokenizer, *, num_threads: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        num_threads: int,
+        context: Callable[[], int] = lambda: UNLIMITED,
+    ) -> None:
+        """`context`: tokens that a prompt can have now. Of texts that are surely longer only the
+        beginning is encoded: 10 MB took a thread for seconds, and were then refused."""
         self._tokenizer = tokenizer
+        self._context = context
         # A switch of the tokenizer itself, so there are two: threads must not turn it under others.
         self._plain = copy.deepcopy(tokenizer)
         self._plain.split_special_tokens = True
@@ -80,7 +91,7 @@ class Tokenization:
         self._names = SpecialNames(token.content for token in added if token.special)
         self._own_arguments = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
-        self._grammars = GrammarCheck(self._pool)
+        self._grammars = GrammarCheck()
         self._note_seconds: Callable[[float], None] = lambda seconds: None
         for each in (self._tokenizer, self._plain):  # truncation is reset once: no thread's to do
             _encode(each, "a", add_special_tokens=True)
@@ -93,11 +104,19 @@ class Tokenization:
             return submit.prompt_ids
         return await self._in_thread(lambda: self._encode_submit(submit))
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> TokenIds:
-        """Token ids of a text."""
+    async def encode(
+        self, text: str, *, add_special_tokens: bool, at_most: int | None = None
+    ) -> TokenIds:
+        """Token ids of a text. Raises Rejected for one of more tokens than `at_most`, or than the
+        context has."""
+        limit = self._context() if at_most is None else at_most
         return await self._in_thread(
-            lambda: TokenIds(_encode(self._plain, text, add_special_tokens=add_special_tokens))
+            lambda: self._encode_text(text, add_special_tokens=add_special_tokens, limit=limit)
         )
+
+    def _encode_text(self, text: str, *, add_special_tokens: bool, limit: int) -> TokenIds:
+        _require_fit(self._plain, text, limit)
+        return TokenIds(_encode(self._plain, text, add_special_tokens=add_special_tokens))
 
     async def render(
         self,
@@ -143,7 +162,7 @@ class Tokenization:
                 "invalid_request",
                 f"the prompt is not UTF-8 at byte {error.start}: encode it, or send prompt_ids",
             ) from None
-        return TokenIds(_encode(self._plain, text, add_special_tokens=True))
+        return self._encode_text(text, add_special_tokens=True, limit=self._context())
 
     def _checked(
         self, template_kwargs: Mapping[str, str | float | bool]
@@ -179,6 +198,7 @@ class Tokenization:
                 "invalid_request",
                 f"the model's chat template refuses the conversation: {str(error)[:500]}",
             ) from error
+        _require_fit(self._plain, text, self._context())
         ids: list[int] = []
         for piece, is_plain in self._names.pieces(text, nonce):
             # A chat template writes its special tokens itself.
@@ -205,6 +225,18 @@ class Tokenization:
     def close(self) -> None:
         """End the threads; prompts that wait are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _require_fit(tokenizer: Tokenizer, text: str, limit: int) -> None:
+    """Raise Rejected where the beginning of a long text alone has more tokens than allowed."""
+    num_chars = LONG_CHARS_PER_TOKEN * limit
+    if len(text) <= num_chars:
+        return
+    if len(_encode(tokenizer, text[:num_chars], add_special_tokens=False)) > limit + 1:
+        raise Rejected(
+            "context_too_long",
+            f"the prompt has more than {limit} tokens, and the context is {limit}: shorten it",
+        )
 
 
 def _encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway.gate import OverloadGate, Wish
 from scheduling.costs import decode_step_s, prefill_s
 from tandem.messages.common import NodeCosts
 from tandem.messages.placement import Placed, PlaceRefused
@@ -52,7 +53,8 @@ class Served:
 class World:
     """`cluster` (see conftest) has joined; events are run in the order of their times.
 
-    stuck: nodes that say that they are full, and where nothing ever ends.
+    stuck: nodes that say that they are full, and where nothing ever ends. gate: what a gateway
+    asks before it asks the coordinator.
     """
 
     cluster: Cluster
@@ -67,6 +69,8 @@ class World:
     tie: itertools.count = field(default_factory=itertools.count)
     changes: dict = field(default_factory=dict)
     tenant_of: Callable[[int], str] = lambda number: "default"
+    gate: OverloadGate | None = None
+    num_asked: int = 0
 
     def __post_init__(self) -> None:
         for name in self.prefills:
@@ -96,7 +100,17 @@ class World:
         return [self.requests[number] for number in sorted(self.requests)]
 
     def _ask(self, number: int) -> None:
-        self.requests[number] = Served(number, self.cluster.now)
+        request = self.requests[number] = Served(number, self.cluster.now)
+        if self.gate is not None:
+            wish = Wish(
+                tenant=self.tenant_of(number), sla_class=None, ttft_ms=None, tpot_ms=None,
+                priority=0, num_bytes=NUM_PROMPT,
+            )  # fmt: skip
+            if self.gate.wait_s(wish, self.cluster.now) is not None:
+                request.refused_after_s = 0.0
+                return
+            self.gate.asked(number.to_bytes(16, "big"), wish)
+        self.num_asked += 1
         self._hear(
             self.cluster.place(
                 number,
@@ -137,6 +151,8 @@ class World:
         for answer in answers:
             number = int.from_bytes(answer.request_id, "big")
             request = self.requests.get(number)
+            if self.gate is not None:
+                self._tell_gate(answer)
             if isinstance(answer, PlaceRefused):
                 assert request.ttft_s is None and request.refused_after_s is None
                 request.refused_after_s = self.cluster.now - request.asked_at
@@ -146,6 +162,12 @@ class World:
                 queue.append((number, answer.decode.node_id))
                 if len(queue) == 1:
                     self.at(self.cluster.now + PROMPT_S, self._prefilled, queue)
+
+    def _tell_gate(self, answer) -> None:
+        if isinstance(answer, Placed):
+            self.gate.placed(answer.request_id, self.cluster.now)
+        elif isinstance(answer, PlaceRefused):
+            self.gate.refused(answer.request_id, answer.retry_after_s, self.cluster.now)
 
     def _prefilled(self, queue: deque) -> None:
         number, decode = queue.popleft()
