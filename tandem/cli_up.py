@@ -8,16 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tandem.addresses import DASHBOARD_PORT, HTTP_PORT
+from tandem.addresses import COORDINATOR_PORT, DASHBOARD_PORT, GATEWAY_PORT, HTTP_PORT
 from tandem.child_process import child_environment
 from tandem.foreign_flags import translate
-from tandem.launch import (
-    COORDINATOR_PORT,
-    GATEWAY_PORT,
-    ClusterError,
-    LocalCluster,
-    is_free,
-)
+from tandem.launch import ClusterError, LocalCluster, is_free
 from tandem.launch_plan import ROLES
 
 WATCH_S = 0.2

@@ -20,8 +20,6 @@ from tandem.errors import TandemError
 from tandem.keys import KeyFolder
 from tandem.launch_plan import ROLES, ClusterPlan
 
-COORDINATOR_PORT = 7300
-GATEWAY_PORT = 7301
 # Below Linux' ephemeral range (32768-60999), so that no outgoing connection takes the port first.
 FREE_PORTS = range(20_000, 32_000)
 LOCAL_CLIENT, LOCAL_OPERATOR = ("client", "local"), ("operator", "local")

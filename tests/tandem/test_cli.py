@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tandem import cli_up
+from tandem.addresses import COORDINATOR_PORT
 from tandem.cli import main
-from tandem.launch import COORDINATOR_PORT
 from tandem.messages.client import Submit
 from tandem.messages.common import ModelIdentity, SlaTargets, Timeline, Usage
 from tandem.messages.membership import (
