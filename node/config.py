@@ -113,6 +113,13 @@ class NodeConfig:
     allow_unauthenticated: Annotated[
         bool, Help("listen beyond loopback although there are no keys")
     ] = False
+    kv_events_port: Annotated[
+        int | None,
+        Help(
+            "port to publish changes of the prefix cache on, in vLLM's format; 0 picks a free one; "
+            "loopback only but with --allow-unauthenticated; default: none"
+        ),
+    ] = None
     event_log: Annotated[
         str | None, Help("file or folder to record every event and decision in, for scripts/replay")
     ] = None

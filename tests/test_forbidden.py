@@ -25,7 +25,7 @@ FORBIDDEN_METHODS = {"recv_pyobj", "send_pyobj", "unsafe_load"}
 FORBIDDEN_KEYWORDS = {"allow_pickle", "ext_hook", "shell", "trust_remote_code"}
 # Who may open a network socket: everybody else gets keys, limits and loopback from these.
 SOCKET_MAKERS = {
-    "kv_transfer/door.py", "kv_transfer/zmq_frames.py", "tandem/connection.py",
+    "kv_transfer/door.py", "kv_transfer/zmq_frames.py", "node/kv_events.py", "tandem/connection.py",
     "tandem/sockets.py", "tandem/zap.py",
 }  # fmt: skip
 ALL_INTERFACES = {"0.0.0.0", "::", "*", "tcp://*"}
