@@ -82,7 +82,7 @@ class KVEvents:
 
     def __init__(self, context: zmq.Context, *, host: str, port: int, topic: str) -> None:
         """Raises ValueError where the port is in use."""
-        self._socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.PUB)
+        self._socket: zmq.Socket[bytes] = context.socket(zmq.PUB)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.SNDHWM, HIGH_WATER)
         self._topic = topic.encode()
