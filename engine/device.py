@@ -9,6 +9,7 @@ import torch
 from engine.build import BuiltRunner, EngineOptions, build_runner
 from engine.grammar import Grammars
 from engine.kv_pool import AllocateBuffer
+from engine.progress import LoadProgress
 from node.config import NodeConfig
 from node.device import Device
 from node.state import NodeIdentity
@@ -28,19 +29,6 @@ log = logging.getLogger("tandem.node")
 def report_phase(name: str, seconds: float) -> None:
     """Named start-up phases, for people and the launcher."""
     log.info("%-20s %6.2f s", name, seconds)
-
-
-class LoadProgress:
-    """Logs how far loading weights is, at most once per second."""
-
-    def __init__(self) -> None:
-        self._next_at = time.monotonic() + 1.0
-
-    def __call__(self, num_done: int, num_total: int) -> None:
-        """Bytes loaded, bytes in all."""
-        if time.monotonic() >= self._next_at:
-            self._next_at = time.monotonic() + 1.0
-            log.info("loading weights: %d %%", 100 * num_done // max(1, num_total))
 
 
 def build_device(

@@ -5,14 +5,13 @@ nodes on one host share it, and the file must not be rewritten under a running n
 converted or moved one at a time, so the peak is one tensor above the result.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from tandem.model_config import ModelConfig
 from tandem.model_folder import safetensors_files
@@ -89,18 +88,6 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     elif not config.tie_word_embeddings:
         shapes[LM_HEAD] = (config.vocab_size, hidden)
     return shapes
-
-
-@contextmanager
-def progress_bar(description: str) -> Iterator[Progress]:
-    """A bar of bytes on standard error, as the `progress` of `load_weights`."""
-    with tqdm(desc=description, unit="B", unit_scale=True, total=0) as bar:
-
-        def report(bytes_done: int, bytes_total: int) -> None:
-            bar.total = bytes_total
-            bar.update(bytes_done - bar.n)
-
-        yield report
 
 
 def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

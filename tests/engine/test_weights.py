@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from engine.weights import expected_shapes, load_weights, progress_bar
+from engine.weights import expected_shapes, load_weights
 from tandem.model_folder import load_model_config
 
 SIZES: dict[str, Any] = {
@@ -104,16 +104,6 @@ def test_converts_and_reports_progress_in_stored_bytes(folder: Path) -> None:
     assert steps[-1] == (total, total)
     assert [done for done, _ in steps] == sorted({done for done, _ in steps})
     assert len(steps) == len(expected_shapes(load_model_config(folder)))
-
-
-def test_progress_bar_draws_on_standard_error(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with progress_bar("loading weights") as report:
-        load_weights(folder, load_model_config(folder), torch.float32, CPU, report)
-    shown = capsys.readouterr()
-    assert "loading weights: 100%" in shown.err
-    assert shown.out == ""
 
 
 def test_known_extras_are_ignored(folder: Path) -> None:
