@@ -98,7 +98,7 @@ class Intake:
         self._room.take(origin.request_id, tenant, num_bytes)
         if wish is not None:
             self._gate.asked(origin.request_id, wish)
-        if submit.prompt_ids is not None:
+        if submit.prompt_ids is not None and submit.params.json_schema is None:
             self._enter(submit, origin, submit.prompt_ids)
             return
         self._tokenising.add((client, submit.label))

@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 import zmq.asyncio
 
-from gateway import wording
+from gateway import parts, wording
 from gateway.actions import Action, CloseNode, NewRequest, ToClient, ToCoordinator, ToNode
 from gateway.admission import Offer
 from gateway.clients import Sessions
@@ -26,13 +26,6 @@ from gateway.intake import Intake
 from gateway.ledger import Ledger
 from gateway.lengths import Lengths, make_lengths
 from gateway.node_links import NodeLinks
-from gateway.parts import (
-    make_clients,
-    make_identity,
-    make_limits,
-    make_link,
-    make_observers,
-)
 from gateway.pool_view import PoolView
 from gateway.served_model import ServedModel
 from gateway.tenant_file import TenantFile
@@ -123,12 +116,16 @@ class Gateway:
         self._gateway_id = config.name or made_up
         self._incarnation = time.time_ns()
         identity = peer_identity("gateway", self._gateway_id, self._incarnation)
-        self._tokenization = Tokenization(model.tokenizer, num_threads=config.num_tokenizer_threads)
-        self._known_as = make_identity(config, model, self._gateway_id, self._incarnation)
-        self._ledger = self._make_ledger()
         self._pools = PoolView()
-        self._clients = make_clients(context, config, keys)
-        sessions = Sessions(make_limits(config), self._clients.key_name)
+        self._tokenization = Tokenization(
+            model.tokenizer,
+            num_threads=config.num_tokenizer_threads,
+            context=lambda: self._offer().max_model_len,
+        )
+        self._known_as = parts.make_identity(config, model, self._gateway_id, self._incarnation)
+        self._ledger = self._make_ledger()
+        self._clients = parts.make_clients(context, config, keys)
+        sessions = Sessions(parts.make_limits(config), self._clients.key_name)
         self._zmq_clients = ZmqClients(
             self._clients, sessions, take=self._take, cancel=self._cancel, pong=self._pong
         )
@@ -144,7 +141,7 @@ class Gateway:
             refuse=self._refuse,
         )
         self._coordinator = CoordinatorLink(
-            make_link(context, config, identity, keys),
+            parts.make_link(context, config, identity, keys),
             self._pools,
             hello=self._hello,
             hear=self._from_coordinator,
@@ -165,7 +162,7 @@ class Gateway:
             to_node=self._nodes.send,
             to_coordinator=self._coordinator.send,
         )
-        self._observers = make_observers(
+        self._observers = parts.make_observers(
             config,
             self._gateway_id,
             model.identity.served_name,

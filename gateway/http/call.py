@@ -1,6 +1,7 @@
 """What the door knows of one HTTP call, for its handler."""
 
 import asyncio
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import cast
 
@@ -38,6 +39,7 @@ class Call:
     request_id: str
     limits: CallLimits
     room: BodyRoom
+    thread: Executor  # for what would hold up every stream
     num_body_bytes: int = 0
     key: str | None = None
     traceparent: str | None = None

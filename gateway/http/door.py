@@ -9,6 +9,7 @@ import logging
 import re
 import secrets
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -45,6 +46,8 @@ class Door:
         self._keys = keys
         self._limits = limits
         self._room = BodyRoom(max_bodies_bytes)
+        # One: what large bodies become takes ten times their bytes for a moment.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bodies")
         self.num_calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +69,10 @@ class Door:
             self.num_calls -= 1
             call.end()
 
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
     def _call(self, request: Request) -> Call:
         own_id = request.headers.get("x-request-id", "")
         parent = request.headers.get("traceparent", "")
@@ -74,6 +81,7 @@ class Door:
             traceparent=parent if TRACE_PARENT.fullmatch(parent) else None,
             limits=self._limits,
             room=self._room,
+            thread=self._thread,
         )
 
     async def _respond(self, request: Request, call: Call) -> Response:

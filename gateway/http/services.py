@@ -30,8 +30,11 @@ class Stream(Protocol):
 class Text(Protocol):
     """The tokenizer, in threads of its own; raises `gateway.admission.Rejected`."""
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> TokenIds:
-        """Ids of a text, in which the names of special tokens are plain text."""
+    async def encode(
+        self, text: str, *, add_special_tokens: bool, at_most: int | None = None
+    ) -> TokenIds:
+        """Ids of a text, in which the names of special tokens are plain text; refused where they
+        are surely more than `at_most`, or than the context has."""
 
     async def render(
         self,

@@ -105,6 +105,7 @@ class HttpSite:
     async def close(self) -> None:
         """Stop listening, hang up."""
         await self._listener.close()
+        self._door.close()
 
 
 def _keys(config: GatewayConfig) -> BearerKeys | None:

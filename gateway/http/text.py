@@ -15,9 +15,13 @@ class TokenizedText:
         self._tokenization = tokenization
         self._pieces: TokenPieces | None = None
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> TokenIds:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool, at_most: int | None = None
+    ) -> TokenIds:
         """Ids of a text, in which the names of special tokens are plain text."""
-        return await self._tokenization.encode(text, add_special_tokens=add_special_tokens)
+        return await self._tokenization.encode(
+            text, add_special_tokens=add_special_tokens, at_most=at_most
+        )
 
     async def render(
         self,

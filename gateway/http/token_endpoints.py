@@ -21,6 +21,8 @@ from gateway.openai.requests import MAX_MESSAGES, MAX_TOOLS, ChatRequest, Messag
 from gateway.openai.tools import plan_tools
 from tandem.frames import TokenIds
 
+CONTEXTS, MIN_COUNTABLE = 8, 65_536
+
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt or a conversation."""
@@ -107,7 +109,12 @@ async def _ids(asked: TokenizeRequest, services: Services) -> TokenIds:
     if (asked.prompt is None) == (asked.messages is None):
         raise ApiError(400, "give one of prompt and messages", code="invalid_request")
     if asked.prompt is not None:
-        return await services.text.encode(asked.prompt, add_special_tokens=asked.add_special_tokens)
+        return await services.text.encode(
+            asked.prompt,
+            add_special_tokens=asked.add_special_tokens,
+            # Who counts tokens may want to know how much to leave out.
+            at_most=max(MIN_COUNTABLE, CONTEXTS * services.offer().max_model_len),
+        )
     if asked.chat_template is not None:
         text = "a request may not bring a chat template: the model's own is used"
         raise ApiError(400, text, param="chat_template", code="invalid_request")

@@ -104,7 +104,8 @@ class HttpGateway:
     def warm_up(self, key: str | None = None) -> None:
         """Start all threads and links, which then are no test's."""
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        assert self.ask("POST", "/v1/completions", COMPLETION, headers).status == 200
+        body = COMPLETION | {"note": "x" * (300 << 10)}  # more than is decoded at once
+        assert self.ask("POST", "/v1/completions", body, headers).status == 200
         self.until_idle()
 
     def __exit__(self, *exception: object) -> None:
