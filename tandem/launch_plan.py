@@ -57,13 +57,18 @@ class ClusterPlan:
 
     def coordinator(self) -> ProcessPlan:
         """The one coordinator; what its dashboard shows outlives it in the run folder."""
-        flags = (*LOOPBACK, "--port", str(self.coordinator_port), *self._keys())
-        flags = (*flags, "--dashboard-port", str(self.dashboard_port))
-        if self.dashboard_port != -1:
-            flags = (*flags, "--history", str(self.run_dir / "history.sqlite"))
+        history = () if self.dashboard_port == -1 else ("--history", self._history)
+        flags = (
+            *(*LOOPBACK, "--port", str(self.coordinator_port), *self._keys()),
+            *("--dashboard-port", str(self.dashboard_port), *history),
+        )
         return ProcessPlan(
             name="coordinator", module="coordinator", flags=(*flags, *self.coordinator_args)
         )
+
+    @property
+    def _history(self) -> str:
+        return str(self.run_dir / "history.sqlite")
 
     def _common(self) -> tuple[str, ...]:
         address = f"tcp://127.0.0.1:{self.coordinator_port}"

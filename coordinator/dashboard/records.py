@@ -260,7 +260,7 @@ class RecordBook:
             return msgspec.json.encode(live[found[0]].record())
         return self._ended[found[0]].data
 
-    def list(self, limit: int, outcome: str | None, sla_class: str | None) -> Iterator[bytes]:
+    def latest(self, limit: int, outcome: str | None, sla_class: str | None) -> Iterator[bytes]:
         """Records as JSON, the latest first; `outcome` live: those that have not ended."""
         if outcome == "live":
             lives = [e for e in reversed(self._live.values()) if _is_of(e, sla_class)]
@@ -276,7 +276,7 @@ class RecordBook:
         """What a file kept, oldest first."""
         self._ended.update(records)
 
-    def take_new(self) -> "list[tuple[str, float, Kept]]":
+    def take_new(self) -> list[tuple[str, float, Kept]]:
         """Id, time of end and record of each that a file should have, since the last call."""
         new, self._new = self._new, []
         return new

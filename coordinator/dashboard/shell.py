@@ -139,7 +139,7 @@ class Dashboard:
 
     def records_json(self, limit: int, outcome: str | None, sla_class: str | None) -> bytes:
         """Records of requests, the latest first."""
-        return b"[" + b",".join(self._observer.records.list(limit, outcome, sla_class)) + b"]"
+        return b"[" + b",".join(self._observer.records.latest(limit, outcome, sla_class)) + b"]"
 
     def record_json(self, request_id: str) -> bytes | list[str]:
         """One request's, or the ids that begin so."""

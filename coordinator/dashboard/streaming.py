@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -71,8 +72,9 @@ class Streams:
             async with asyncio.timeout(SLOW_S):
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
             ticked = asyncio.ensure_future(self._next.wait())
+            either: list[asyncio.Future[Any]] = [ticked, watcher]
             try:
-                await asyncio.wait([ticked, watcher], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ticked.cancel()
             if watcher.done():

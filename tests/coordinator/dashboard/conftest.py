@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import msgspec
@@ -45,7 +46,7 @@ class Watched:
 class World:
     """`cluster` speaks to the core; `unix_s` is the wall clock."""
 
-    cluster: object
+    cluster: Any  # of ../conftest.py
     observer: Observer = field(init=False)
     offset_s: float = MIDNIGHT
 
@@ -150,7 +151,7 @@ class Fed:
 class Site:
     """A dashboard on a real socket; `cluster` speaks to its core, `client` asks it."""
 
-    cluster: object
+    cluster: Any  # of ../conftest.py
     dashboard: Dashboard
     outbox: Outbox
     client: httpx.AsyncClient

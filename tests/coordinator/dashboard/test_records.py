@@ -17,7 +17,7 @@ COSTS = NodeCosts(
 def ids(world, *filters, limit: int = 10) -> list[int]:
     found = [
         msgspec.json.decode(each, type=RequestRecord)
-        for each in world.observer.records.list(limit, *filters)
+        for each in world.observer.records.latest(limit, *filters)
     ]
     return [int(each.request_id, 16) for each in found]
 
