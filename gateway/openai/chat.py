@@ -51,8 +51,9 @@ class Chats:
         if not body.stream:
             return await generation.whole(request, body, make)
         parsers = [make_parser(plan, new_call_id) for _ in range(tally.num_choices)]
-        ids = prompt.array.tolist()
-        return await generation.streamed(tell(), ChatChunks(head, shape, tally, plan, parsers, ids))
+        return await generation.streamed(
+            tell(), ChatChunks(head, shape, tally, plan, parsers, prompt)
+        )
 
     async def _render(self, body: ChatRequest, plan: ToolPlan) -> TokenIds:
         """The prompt. Raises ApiError and Rejected."""
@@ -88,7 +89,7 @@ async def _whole(
     finally:
         told.close()
     head = replace(head, fingerprint=fingerprint)
-    return whole_chat(head, shape, tally, made, prompt.array.tolist())
+    return whole_chat(head, shape, tally, made, prompt)
 
 
 def new_call_id() -> str:

@@ -31,6 +31,7 @@ from gateway.openai.tool_calls import (
     NewId,
 )
 from gateway.openai.tools import ToolPlan
+from tandem.frames import TokenIds
 from tandem.messages.common import TokenLogprobs
 
 
@@ -79,14 +80,14 @@ class ChatChunks:
         tally: Tally,
         plan: ToolPlan,
         parsers: Sequence[Parser],
-        prompt_ids: list[int],
+        prompt: TokenIds,
     ) -> None:
         self._head = head
         self._shape = shape
         self._tally = tally
         self._plan = plan
         self._parsers = parsers
-        self._prompt_ids: list[int] | UnsetType = prompt_ids if shape.returns_token_ids else UNSET
+        self._prompt_ids = _shown_ids(shape, prompt)
 
     def begin(self, index: int, begun: Begun) -> bytes:
         """The first chunk of a choice."""
@@ -221,7 +222,7 @@ def _arguments(found: Sequence[Found], index: int) -> str:
 
 
 def whole_chat(
-    head: Head, shape: Shape, tally: Tally, choices: Sequence[ChatChoice], prompt_ids: list[int]
+    head: Head, shape: Shape, tally: Tally, choices: Sequence[ChatChoice], prompt: TokenIds
 ) -> ChatAnswer:
     """The answer to a chat that is not streamed."""
     return ChatAnswer(
@@ -231,5 +232,9 @@ def whole_chat(
         choices=sorted(choices, key=attrgetter("index")),
         usage=tally.usage(),
         system_fingerprint=head.fingerprint,
-        prompt_token_ids=prompt_ids if shape.returns_token_ids else UNSET,
+        prompt_token_ids=_shown_ids(shape, prompt),
     )
+
+
+def _shown_ids(shape: Shape, prompt: TokenIds) -> list[int] | UnsetType:
+    return prompt.array.tolist() if shape.returns_token_ids else UNSET

@@ -46,8 +46,8 @@ class Completions:
         prompts = prompts_of(body, offer)
         params = completion_params(body, offer)
         shape = generation.shape(body, params)
+        tally = Tally(num_choices_of(body, len(prompts)))
         encoded = await self._encode(body, prompts)
-        tally = Tally(num_choices_of(body))
         head = generation.head("cmpl")
 
         def tell() -> Told:
@@ -88,7 +88,8 @@ class Completions:
         """What is echoed; its logprobs are computed before the answer, which finds the prompts'
         pages cached. Raises ApiError."""
         if not body.echo:
-            return [PromptShown(tuple(ids.array.tolist())) for ids in encoded]
+            shows_ids = bool(body.return_token_ids)
+            return [PromptShown(tuple(ids.array.tolist()) if shows_ids else ()) for ids in encoded]
         scored: Sequence[tuple[TokenLogprobs, ...]] = [()] * len(encoded)
         if body.logprobs is not None:
             scored = await self._score(request, body.logprobs, encoded)

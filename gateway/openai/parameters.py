@@ -8,6 +8,7 @@ import msgspec
 from gateway.admission import Offer
 from gateway.http.errors import ApiError
 from gateway.openai.requests import (
+    MAX_CHOICES,
     MAX_CHOICES_PER_PROMPT,
     ChatRequest,
     CompletionRequest,
@@ -42,12 +43,15 @@ def check_common(request: GenerationRequest, offer: Offer) -> None:
         raise ApiError(400, f"{text}, so leave best_of out", param="best_of")
 
 
-def num_choices_of(request: GenerationRequest) -> int:
+def num_choices_of(request: GenerationRequest, num_prompts: int = 1) -> int:
     """`n`. Raises ApiError."""
     num_choices = 1 if request.n is None else request.n
     if not 1 <= num_choices <= MAX_CHOICES_PER_PROMPT:
         text = f"n is {num_choices}, but must be from 1 to {MAX_CHOICES_PER_PROMPT}"
         raise ApiError(400, text, param="n")
+    if num_choices * num_prompts > MAX_CHOICES:
+        text = f"n is {num_choices} for {num_prompts} prompts each, but one call may ask for "
+        raise ApiError(400, f"{text}{MAX_CHOICES} answers: send several calls", param="n")
     return num_choices
 
 

@@ -12,6 +12,7 @@ from gateway.openai.unsupported import Unsupported
 
 MAX_CHOICES_PER_PROMPT = 128
 MAX_PROMPTS = 512
+MAX_CHOICES = 1024  # of all prompts of a call
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
 
