@@ -81,9 +81,6 @@ class LocalCluster:
             coordinator_port, gateway_port, *others, *wanted_http, dashboard_port
         )
         ports, http_ports = ports[: 1 + num_gateways], ports[1 + num_gateways :]
-        self.http_addresses = [f"http://127.0.0.1:{p}" for p in http_ports if p != NO_PORT]
-        has_dashboard = dashboard != NO_PORT
-        self.dashboard_address = f"http://127.0.0.1:{dashboard}" if has_dashboard else None
         self.coordinator_address, *self.gateway_addresses = [f"tcp://127.0.0.1:{p}" for p in ports]
         self.processes: dict[str, ChildProcess] = {}
         self._is_own_dir = run_dir is None
@@ -123,6 +120,17 @@ class LocalCluster:
     def gateway_address(self) -> str:
         """The first gateway's."""
         return self.gateway_addresses[0]
+
+    @property
+    def http_addresses(self) -> list[str]:
+        """Of all gateways; none where HTTP is off."""
+        return [f"http://127.0.0.1:{port}" for port in self._plan.http_ports if port != NO_PORT]
+
+    @property
+    def dashboard_address(self) -> str | None:
+        """Of the operators' dashboard, where there is one."""
+        port = self._plan.dashboard_port
+        return None if port == NO_PORT else f"http://127.0.0.1:{port}"
 
     @property
     def http_address(self) -> str:
