@@ -1,7 +1,16 @@
 """`tandem top` and `explain`: what they show of a dashboard, against a scripted one."""
 
+import fcntl
 import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +45,7 @@ from tandem.messages.operations import (
 from tandem.top import draw
 from tandem.top_rows import page_bar
 
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = PageCounts(
     free=50, granted=0, filling=5, ready=0, active=15, cached=30, draining=0, quarantined=0
 )
@@ -219,6 +229,38 @@ def test_a_feed_goes_on_where_it_was(dashboard: str) -> None:
     feed.close()
     feed.take(snapshot(coordinator_incarnation=2))
     assert [event.number for event in feed.events] == [1, 2]
+
+
+def test_live_on_a_terminal_until_q(dashboard: str, key: None) -> None:
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tandem.cli", "top", "--dashboard", dashboard],
+        cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
+    )  # fmt: skip
+    os.close(terminal)
+    try:
+        shown = read_until(controller, b"order: drain")  # of the stream's second snapshot
+        assert b"demo" in shown and b"goodput 3.6/s" in shown
+        os.write(controller, b"q")
+        read_until(controller, b"\x1b[?1049l")  # the screen as it was before
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+        os.close(controller)
+
+
+def read_until(descriptor: int, words: bytes) -> bytes:
+    text = b""
+    deadline = time.monotonic() + 15
+    while words not in text:
+        left_s = deadline - time.monotonic()
+        assert left_s > 0, text
+        if select.select([descriptor], [], [], left_s)[0]:
+            text += os.read(descriptor, 1 << 16)
+    return text
 
 
 def test_pages_as_a_bar() -> None:
