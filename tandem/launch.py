@@ -72,9 +72,7 @@ class LocalCluster:
         started_as: Callable[[ProcessPlan], ProcessPlan] = lambda plan: plan,
     ) -> None:
         if min(num_prefill, num_decode, num_gateways) < 1:
-            raise ValueError(
-                "a deployment needs at least one prefill node, decode node and gateway"
-            )
+            raise ValueError("a deployment needs a prefill node, a decode node and a gateway")
         others = [None] * (num_gateways - 1)
         wanted_http = [http_port, *(others if http_port != NO_PORT else [NO_PORT] * len(others))]
         *ports, dashboard = _choose_ports(

@@ -192,7 +192,7 @@ def test_ports_are_free_or_refused(cluster: Callable[..., LocalCluster]) -> None
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} is taken"):
             cluster(gateway_port=port)
-    with pytest.raises(ValueError, match="at least one prefill"):
+    with pytest.raises(ValueError, match="needs a prefill node"):
         cluster(num_prefill=0)
 
 
