@@ -2,11 +2,12 @@
 
 With keys: operators' bearer keys. Without any, programs of this host, or of the network where the
 operator said so: then a browser is the danger. A page from elsewhere must not read by a name that
-it made point here (DNS rebinding), so names other than our own are refused; it must not write by a
-form, so orders are JSON only, which a form cannot send, and from our own pages.
+it made point here (DNS rebinding), so names that could be anybody's are refused; it must not write
+by a form, so orders are JSON only, which a form cannot send, and from our own pages.
 """
 
 import ipaddress
+import logging
 import re
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from starlette.requests import Request
 from coordinator.dashboard.errors import ApiError
 from tandem.bearer import BearerKeys
 
-OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")
+PROBES = ("/health", "/ready")  # a status, and nothing else
+OPEN_PATHS = ("/", "/favicon.ico", *PROBES)
 STATIC_PREFIX = "/static/"
+HOW_TO_GET_A_KEY = "`tandem keys bearer NAME --role operator --keys FOLDER` makes one"
+logger = logging.getLogger(__name__)
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.%]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.IGNORECASE)
 
 
@@ -26,7 +30,9 @@ class Access:
     def __init__(self, keys_folder: str | None, *, host: str) -> None:
         """Raises ValueError where the folder of keys cannot be used."""
         self._keys = None if keys_folder is None else BearerKeys(Path(keys_folder))
-        self._names = {"localhost", host.lower()}
+        self._name = host.lower()
+        if self._keys is not None and not len(self._keys):
+            logger.warning("nobody has a key for the dashboard yet: %s", HOW_TO_GET_A_KEY)
 
     def check(self, request: Request) -> None:
         """Raises ApiError for a caller that may not do this."""
@@ -34,11 +40,11 @@ class Access:
         if self._keys is not None:
             if path not in OPEN_PATHS and not path.startswith(STATIC_PREFIX):
                 self._check_key(self._keys, request)
-        elif not self._is_ours(request.headers.get("host", "")):
+        elif path not in PROBES and not self._is_ours(request.headers.get("host", "")):
             raise ApiError(
                 403,
-                "without keys the dashboard answers only to addresses, localhost and its own "
-                "--dashboard-host: use one of these in the URL",
+                "without keys the dashboard answers only to addresses, to names without a dot and "
+                "to its own --dashboard-host: use one of these in the URL, or keys",
                 code="wrong_host",
             )
         if request.method not in ("GET", "HEAD"):
@@ -50,8 +56,8 @@ class Access:
         if found is None:
             raise ApiError(
                 401,
-                "the dashboard needs an operator's key: `tandem keys bearer NAME --role operator "
-                "--keys FOLDER` makes one; send it as Authorization: Bearer KEY",
+                f"the dashboard needs an operator's key: {HOW_TO_GET_A_KEY}; send it as "
+                "Authorization: Bearer KEY",
                 code="invalid_api_key",
             )
         if found[1] != "operator":
@@ -69,12 +75,14 @@ class Access:
             raise ApiError(403, "orders come from the dashboard's own page", code="wrong_origin")
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a Host header is an address, localhost, or what we were told to be."""
+        """Whether a Host header is an address, what we were told to be, or a name without a dot:
+        of this network, since nobody's own name on the internet is one.
+        """
         match = HOST.fullmatch(host)
         if match is None:
             return False
         name = match["name"].lower()
-        return name in self._names or _is_address(name)
+        return name == self._name or "." not in name or _is_address(name)
 
 
 def _is_address(name: str) -> bool:

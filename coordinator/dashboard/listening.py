@@ -142,6 +142,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(BACKLOG)
         listener.setblocking(False)
     except (OSError, OverflowError) as error:
         listener.close()

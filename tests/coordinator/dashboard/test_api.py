@@ -158,7 +158,9 @@ def test_without_keys_foreign_names_are_refused(open_site) -> None:
             for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "a b"):
                 answer = await site.client.get("/api/snapshot", headers={"Host": host})
                 assert answer.status_code == 403, host
-            for host in ("localhost:7400", "127.0.0.1", "[::1]:7400", "LOCALHOST"):
+                answer = await site.client.get("/health", headers={"Host": host})
+                assert answer.status_code == 200 and not answer.content
+            for host in ("localhost:7400", "127.0.0.1", "[::1]:7400", "LOCALHOST", "coordinator:1"):
                 answer = await site.client.get("/api/snapshot", headers={"Host": host})
                 assert answer.status_code == 200, host
             own = {"Host": "localhost:1", "Origin": "http://localhost:1"}
