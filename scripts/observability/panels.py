@@ -8,6 +8,8 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24  # of a board
 ROW_HEIGHT = 8
 STAT_HEIGHT = 5
+FULL = ((None, "green"), (0.8, "orange"), (0.95, "red"))  # of a share of something bounded
+QUANTILES = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
 Json = dict[str, Any]
 
 
