@@ -12,11 +12,12 @@ post() { curl --silent --show-error --fail-with-body --no-buffer "$GATEWAY$1" --
 curl --silent --show-error --fail "$GATEWAY/v1/models"
 echo
 post /v1/chat/completions \
-    '{"messages": [{"role": "user", "content": "add two numbers"}], "max_tokens": 16}'
+    '{"model": "demo", "messages": [{"role": "user", "content": "add two numbers"}],
+      "max_tokens": 16}'
 echo
 post /v1/chat/completions \
-    '{"messages": [{"role": "user", "content": "add two numbers"}], "max_tokens": 8, "stream": true,
-      "stream_options": {"include_usage": true}}'
+    '{"model": "demo", "messages": [{"role": "user", "content": "add two numbers"}],
+      "max_tokens": 8, "stream": true, "stream_options": {"include_usage": true}}'
 post /v1/completions \
-    '{"prompt": "def add(a, b):", "max_tokens": 0, "echo": true, "logprobs": 1}'
+    '{"model": "demo", "prompt": "def add(a, b):", "max_tokens": 0, "echo": true, "logprobs": 1}'
 echo

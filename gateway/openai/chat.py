@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.http.body import read_body
+from gateway.http.errors import ApiError
 from gateway.openai.answers import ChatAnswer
 from gateway.openai.chat_answers import ChatChunks, WholeChat, make_parser, whole_chat
 from gateway.openai.chunks import Head, Shape, Tally
@@ -35,6 +36,9 @@ class Chats:
         body = await read_body(request, ChatRequest)
         generation = self._generation
         targets = generation.check(body, request)
+        if body.model is None:  # conformance checks of other people ask for this error
+            text = "model is missing: GET /v1/models lists what is served"
+            raise ApiError(400, text, param="model")
         plan = plan_tools(body)
         params = chat_params(body, generation.services.offer(), plan.schema)
         shape = generation.shape(body, params)

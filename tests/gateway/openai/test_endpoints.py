@@ -18,6 +18,7 @@ from tandem.messages.client import Output
 from tests.gateway.openai.ledger_script import Played, failing, saying
 
 HI = [{"role": "user", "content": "abc"}]
+CHAT: dict[str, Any] = {"model": "demo", "messages": HI}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
@@ -43,7 +44,7 @@ def post(path: str, played: Played | None = None, **body: Any) -> httpx.Response
 
 
 def chat(played: Played | None = None, **body: Any) -> dict[str, Any]:
-    answer = post("/v1/chat/completions", played, **{"messages": HI, **body})
+    answer = post("/v1/chat/completions", played, **{**CHAT, **body})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -64,7 +65,7 @@ def chunks_of(path: str, played: Played | None = None, **body: Any) -> list[dict
 
 
 def chat_chunks(played: Played | None = None, **body: Any) -> list[dict[str, Any]]:
-    return chunks_of("/v1/chat/completions", played, **{"messages": HI, **body})
+    return chunks_of("/v1/chat/completions", played, **{**CHAT, **body})
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -312,12 +313,12 @@ def test_what_a_request_asks_reaches_the_ledger() -> None:
 def test_refusals_and_failures_before_the_first_token_have_a_status() -> None:
     overloaded = failing(code="overloaded", message="too much", retry_after_s=3.2)
     for is_streamed in (False, True):
-        answer = post(
-            "/v1/chat/completions", Played(overloaded), messages=HI, stream=is_streamed, n=2
-        )
+        answer = post("/v1/chat/completions", Played(overloaded), **CHAT, stream=is_streamed, n=2)
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "4"
         assert answer.json()["error"]["code"] == "overloaded"
+    nameless = post("/v1/chat/completions", messages=HI)
+    assert (nameless.status_code, nameless.json()["error"]["param"]) == (400, "model")
     unknown = post("/v1/completions", prompt="a" * 600)
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (400, "context_too_long")
 
@@ -332,7 +333,7 @@ def test_one_choices_failure_ends_the_whole_in_band() -> None:
     assert chunks[-1]["error"]["message"] == "node gone"
     assert chunks[-1]["error"]["type"] == "service_unavailable_error"
     assert all(stream.is_cancelled for stream in played.streams)
-    answer = post("/v1/chat/completions", Played(script), messages=HI, n=3)
+    answer = post("/v1/chat/completions", Played(script), **CHAT, n=3)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "node_failed")
 
 
@@ -352,7 +353,7 @@ def test_a_slow_first_token_does_not_hold_the_headers(monkeypatch: pytest.Monkey
         played = Played()
         played.gate.clear()
         async with talking(played) as client:
-            body = {"messages": HI, "stream": True}
+            body = {**CHAT, "stream": True}
             asked = asyncio.create_task(client.post("/v1/chat/completions", json=body))
             await asyncio.sleep(0.2)
             played.gate.set()
