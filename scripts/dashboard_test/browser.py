@@ -112,7 +112,7 @@ class Browser:
             if time.monotonic() > deadline:
                 text = str(self.run("return document.body.innerText"))
                 raise BrowserError(
-                    f"not within {limit_s:g} s: {script} {arguments}\n{text[:3000]}\n"
+                    f"not within {limit_s:g} s: {script} {arguments}\n{text[:600]}\n"
                     f"console: {self.console()}"
                 )
             time.sleep(0.1)

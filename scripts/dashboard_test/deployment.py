@@ -56,7 +56,9 @@ def _idle(report: Report, browser: Browser) -> None:
 
 
 def _under_load(report: Report, browser: Browser, load_s: float) -> None:
-    has_line = "[...document.querySelectorAll('#chart-{} .line')].some((p) => p.getAttribute('d'))"
+    has_line = (
+        "[...document.querySelectorAll('#chart-{} .plot .line')].some((p) => p.getAttribute('d'))"
+    )
     report.await_(
         browser,
         "requests arrive in the verdict",

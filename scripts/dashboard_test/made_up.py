@@ -11,6 +11,7 @@ from scripts.dashboard_test.world import World
 
 LONG_AGO_S = 200_000.0
 MEASURED_S = 20.0
+_DRAWN = "document.querySelector('#chart-ttft .plot .line').getAttribute('d') !== null"
 
 
 def try_states(report: Report) -> None:
@@ -31,7 +32,40 @@ def try_states(report: Report) -> None:
             report.shoot(browser, name)
             report.shoot(browser, f"{name}-mobile", NARROW)
             report.console(browser, state)
+        _keyboard(report, browser, server)
         _cpu(report, browser, server)
+
+
+def _keyboard(report: Report, browser: Browser, server: Running) -> None:
+    httpx.post(f"{server.address}/fixture/loaded")
+    browser.go(server.address)
+    report.await_(browser, "the charts are drawn", f"{LIVE} && {_DRAWN}")
+    browser.press("Tab")
+    first = browser.run("return document.activeElement.className")
+    report.check(first == "skip", "the first stop of the Tab key skips to the verdicts")
+    browser.run("document.querySelector('#chart-ttft .plot').focus()")
+    browser.press("ArrowLeft", "ArrowLeft")
+    said = "document.getElementById('live').innerText"
+    report.await_(browser, "arrow keys read a chart out", f"{said}.includes('queue')")
+    needles = "document.querySelectorAll('.needle[d^=M]').length"
+    report.await_(browser, "every chart marks that moment", f"{needles} === 8")
+    browser.screenshot(report.folder / "dashboard-moment.png", whole_page=False)
+    browser.press("Escape", "/")
+    browser.type("#event-filter", "turns decode-2")
+    lines = "document.querySelectorAll('#event-log li').length"
+    report.await_(browser, "the filter leaves one event", f"{lines} === 1")
+    browser.press("Escape", "p")
+    report.await_(browser, "p holds the page", "document.body.innerText.includes('Held')")
+    before = browser.run("return document.getElementById('figures').innerText")
+    time.sleep(3)
+    after = browser.run("return document.getElementById('figures').innerText")
+    report.check(before == after, "held figures stay")
+    browser.press("p", "t")
+    report.await_(
+        browser, "t turns the light off", "document.documentElement.dataset.theme === 'dark'"
+    )
+    browser.press("t")
+    report.console(browser, "keyboard")
 
 
 def try_key(report: Report) -> None:

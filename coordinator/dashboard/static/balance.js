@@ -1,7 +1,7 @@
 /** Prefill and decode nodes over time, and every decision with its reason. */
 
 import { Keyed, byId, el, setAttr, setClass, setText } from "./dom.js";
-import { count, duration, moment, plural, sentence } from "./format.js";
+import { count, duration, moment, sentence } from "./format.js";
 import { TimeChart } from "./timechart.js";
 
 const MODES = {
@@ -41,7 +41,7 @@ export class Balance {
     this.now = to;
     this.chart.update(series, from, to, { marks: marks.map((d) => ({ ...d, label: d.text })) });
     this.list.update([...marks].reverse());
-    setText(byId("decisions-count"), marks.length === 0 ? "" : `${plural(marks.length, "change or wish", "changes or wishes")} in the window`);
+    setText(byId("decisions-count"), marks.length === 0 ? "" : `${count(marks.length)} in this window`);
     const box = byId("decisions");
     if (marks.length === 0 && box.childElementCount === 0) {
       this.none = this.none || el("li", { class: "note" }, el("p", {}, "None in this window."));

@@ -19,11 +19,11 @@ export class Latency {
       return { key: `${key}_p50_ms`, label: label.replace("decode ", ""), tone, isHatched, kind: "area" };
     });
     this.ttft = new TimeChart(byId("chart-ttft"), {
-      title: "Medians of the stages and time to first token", height: 150, isStacked: true, format: ms,
-      scope: "median",
+      title: "Medians of the stages and of the time to first token", height: 150, isStacked: true, format: ms,
+      scope: "p50",
       rows: [...stages,
-        { key: "ttft_p50_ms", label: "TTFT p50", tone: "tone-text", isLoose: true },
-        { key: "ttft_p99_ms", label: "TTFT p99", tone: "tone-text", isLoose: true, look: "thin" }],
+        { key: "ttft_p50_ms", label: "TTFT", tone: "tone-text", isLoose: true },
+        { key: "ttft_p99_ms", label: "p99", tone: "tone-text", isLoose: true, look: "thin" }],
     }, live);
     byId("chart-ttft").classList.add("solid-areas", "with-lines");
     this.itl = new TimeChart(byId("chart-itl"), {
@@ -122,7 +122,7 @@ class Waterfall {
       el("span", { class: `swatch ${tone}${isHatched ? " hatched" : ""}` }), label, this.values[i]));
     this.sla = el("span");
     this.legend = el("ul", { class: "legend waterfall-legend" }, el("li", { class: "legend-scope" }, "p95"), ...items,
-      el("li", {}, el("span", { class: "measured-key" }), "first token measured"));
+      el("li", {}, el("span", { class: "measured-key" }), "TTFT"));
     this.axis = el("div", { class: "w-axis" }, this.sla);
     this.rows = POINTS.map((point) => {
       const parts = STAGES.map(({ tone, isHatched }) => el("i", { class: `${tone}${isHatched ? " hatched" : ""}` }));

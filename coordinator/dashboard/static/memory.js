@@ -15,7 +15,12 @@ export class Memory {
     const pages = el("div");
     byId("kv-bars").append(pages);
     this.pages = new Keyed(pages, (n) => n.node_id, makePages, updatePages);
-    this.busy = new Keyed(byId("busy-bars"), (n) => n.node_id, makeBusy, updateBusy);
+    const kinds = ["prefill", "mixed", "decode"].map((role) => el("li", {},
+      el("span", { class: `swatch ${ROLES[role].tone}` }), `${ROLES[role].letter} ${role}`));
+    byId("busy-legend").append(...kinds);
+    const busy = el("div");
+    byId("busy-bars").append(el("div", { class: "bar-row bar-head" }, el("span"), el("span"), el("span", { class: "bar-value" }, "busy")), busy);
+    this.busy = new Keyed(busy, (n) => n.node_id, makeBusy, updateBusy);
     this.used = new TimeChart(byId("chart-kv"), {
       title: "Share of KV pages in use, all nodes", height: 108, max: 1, numTicks: 2, format: percent,
       rows: [{ key: "kv_used_share", label: "KV pages in use, all nodes", tone: "tone-active", kind: "area" }],

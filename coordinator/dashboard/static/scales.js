@@ -59,12 +59,13 @@ export function timeTicks(from, to, most) {
 
 const at = (value) => Math.round(value * 10) / 10;
 
-/** Runs of samples that are known and near each other, as lists of their indices. */
+/** Runs of samples that are known and near each other, as lists of their indices; NaN cuts. */
 export function runs(times, values, gapS) {
   const found = [];
   let last = null;
   for (let i = 0; i < times.length; i += 1) {
-    if (values[i] === null || values[i] === undefined) continue;
+    if (Number.isNaN(values[i])) last = null;
+    if (values[i] === null || values[i] === undefined || Number.isNaN(values[i])) continue;
     if (last === null || times[i] - times[last] > gapS) found.push([]);
     found[found.length - 1].push(i);
     last = i;

@@ -209,7 +209,7 @@ export class TimeChart {
       const { low, high } = edges[i];
       // A layer of nothing has no edge: it would look like one of its neighbour.
       const line = spec.isStacked && !row.isLoose
-        ? high.map((value, k) => (value > low[k] ? value : null)) : high;
+        ? high.map((value, k) => (value === null || value > low[k] ? value : NaN)) : high;
       const area = kind === "area" ? areaPath(this.times, low, high, space) : "";
       setAttr(this.fills[i], "d", area);
       setAttr(this.textures[i], "d", row.isHatched ? area : "");
