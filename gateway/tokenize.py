@@ -176,7 +176,7 @@ class Tokenization:
         return template_kwargs
 
     def _render(
-        self, messages: list[Mapping[str, object]], settings: Mapping[str, Any]
+        self, messages: Sequence[Mapping[str, object]], settings: Mapping[str, Any]
     ) -> TokenIds:
         if not self._tokenizer.chat_template:
             raise Rejected(

@@ -14,7 +14,7 @@ from gateway.http.errors import ApiError
 
 T = TypeVar("T")
 MAX_DEPTH = 64
-MAX_PARTS = 100_000
+MAX_PARTS = 150_000
 INLINE_BYTES = 256 << 10  # decoding more would hold up every stream
 MAX_ECHO_CHARS = 300
 JSON_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)

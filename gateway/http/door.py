@@ -69,6 +69,11 @@ class Door:
             self.num_calls -= 1
             call.end()
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the bodies of calls that are being served."""
+        return self._room.num_bytes
+
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -51,6 +51,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0  # of what is parsed
         self._num_open_bytes = 0  # of what came since the head began, parsed or not
         self._is_deaf = False
+        self._has_begun = False  # some request, so that there is a cycle
 
     # --- the connection ---------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def _is_serving(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._has_begun and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of the caller's."""
@@ -191,6 +192,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._turn_deaf()
             return
         super().on_headers_complete()
+        self._has_begun = True
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
 

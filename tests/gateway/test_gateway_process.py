@@ -1,12 +1,14 @@
 """`python -m coordinator` and `python -m gateway` as processes: ready lines, clean ends, advice."""
 
 import itertools
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def ready_address(process: subprocess.Popen, kind: str) -> str:
 
 @pytest.fixture
 def coordinator(start: Start) -> tuple[subprocess.Popen, str]:
-    process = start("coordinator", "--port", "0")
+    process = start("coordinator", "--port", "0", "--dashboard-port", "-1")
     return process, ready_address(process, "coordinator")
 
 
@@ -70,6 +72,10 @@ def test_both_announce_themselves_and_end_cleanly(start, coordinator, demo_model
     ]
     gateway = start("gateway", *flags, "--name", "gw-7")
     ready_address(gateway, "gateway")
+    *words, http = gateway.stdout.readline().split()
+    assert words == ["http", "gateway"]
+    with urllib.request.urlopen(f"{http}/health", timeout=10) as answer:
+        assert json.load(answer) == {"status": "ok"}
     for each in (gateway, process):
         each.send_signal(number)
         _, log = each.communicate(timeout=15)
@@ -103,6 +109,8 @@ def test_a_gateway_with_another_tokenizer_is_refused_with_both_values(
         ("", ["--max-model-len", "1000000"], "lower it"),
         ("", ["--max-live-requests", "0"], "at least 1"),
         ("", ["--client-silence-s", "0.2"], "at least 1"),
+        ("", ["--http-port", "70000"], "-1 for none"),
+        ("", ["--http-idle-s", "0"], "above 0"),
         ("", ["--tenants", "no/such.toml"], "tenants file no/such.toml"),
     ],
 )
@@ -120,12 +128,15 @@ def test_what_keeps_a_gateway_from_serving_is_one_clear_line(
     assert "Traceback" not in log
 
 
-def test_a_taken_port_is_said_to_be_taken(start, coordinator) -> None:
+def test_a_taken_port_is_said_to_be_taken(start, coordinator, demo_model) -> None:
     _, address = coordinator
-    second = start("coordinator", "--port", address.rsplit(":", 1)[1])
-    _, log = second.communicate(timeout=15)
-    assert second.returncode == 1
-    assert "is another process using the port?" in log
+    port = address.rsplit(":", 1)[1]
+    second = start("coordinator", "--port", port, "--dashboard-port", "-1")
+    third = start("gateway", "--port", "0", "--http-port", port, "--model", str(demo_model))
+    for process, advice in ((second, "is another process"), (third, "with --http-port")):
+        _, log = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert advice in log.splitlines()[-1]
 
 
 def test_a_stopping_gateway_waits_and_leaves_no_client_without_an_end(

@@ -199,7 +199,7 @@ def request(method: str, path: str, body: bytes = b"", headers: dict[str, str] |
     if body or method == "POST":
         lines |= {"content-type": "application/json", "content-length": str(len(body))}
     lines |= {name.lower(): value for name, value in (headers or {}).items()}
-    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value is not None)
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
     return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
 
 

@@ -37,10 +37,10 @@ def chunked(*pieces: bytes) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-def post(path: str, body: bytes, **headers: str | None) -> bytes:
+def post(path: str, body: bytes, **headers: str) -> bytes:
     """A request as the headers say; without a length unless they do."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
-    usual = {"content-length": None, "content-type": "application/json"}
+    usual = {"content-length": "", "content-type": "application/json"}
     return request("POST", path, b"", {**usual, **given}) + body
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.gateway.http.running import COMPLETION, HttpGateway, to_json
 
 SETTINGS = {"http_max_body_mib": 24}
-CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 HUGE = 2**63
 
 
@@ -181,7 +181,7 @@ def test_h9_names_of_special_tokens_are_text(gateway: HttpGateway, tokenizer) ->
     own = gateway.post("/tokenize", {"messages": [{"role": "user", "content": "a b"}]}).json
     ids = gateway.post("/tokenize", {"messages": messages}).json["tokens"]
     assert ids.count(special) == own["tokens"].count(special), "only the template's own"
-    for body in ({"prompt": text}, {"messages": messages}):
+    for body in ({"prompt": text}, {"model": "demo", "messages": messages}):
         path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
         answer = gateway.post(path, {**body, "max_tokens": 2})
         count = gateway.post("/tokenize", body).json["count"]
@@ -202,13 +202,13 @@ def test_h10_callers_name_nothing_inside(gateway: HttpGateway) -> None:
             assert answer.headers["x-request-id"] == "ab" * 16
             told = gateway.run(lambda: places[-1].request_id).hex()
             assert told not in ("ab" * 16, "a" * 32, "b" * 32)
-    for more in (
+    for wrong in (
         {"kv_transfer_params": {"do_remote_decode": True}},
         {"bootstrap_room": 1, "bootstrap_host": "evil"},
         {"request_id": "x" * (1 << 20)},
         {"cache_salt": "x" * (1 << 20)},
     ):
-        refused(gateway, "/v1/completions", COMPLETION | more)
+        refused(gateway, "/v1/completions", COMPLETION | wrong)
     harmless = gateway.post("/v1/completions", COMPLETION, X_Request_Id="a")
     again = gateway.post("/v1/completions", COMPLETION, X_Request_Id="a")
     assert harmless.status == again.status == 200
