@@ -12,7 +12,7 @@ from coordinator.cache_index import CacheIndex
 from coordinator.config import CoordinatorConfig
 from coordinator.draining import order_drain
 from coordinator.health import explain_wedge, find_outliers
-from coordinator.members import Members, NodeRecord, Refused
+from coordinator.members import SAID_GOODBYE, Members, NodeRecord, Refused
 from coordinator.migrating import Migrating
 from coordinator.placements import Placements
 from coordinator.reports import (
@@ -227,7 +227,7 @@ class Coordinator:
         if record is None or record.ref.incarnation != goodbye.incarnation:
             self.num_dropped += 1
             return []
-        return self._remove(goodbye.node_id, "said goodbye", now)
+        return self._remove(goodbye.node_id, SAID_GOODBYE, now)
 
     def _remove(self, node_id: str, reason: str, now: float) -> list[Action]:
         """Take a node out and tell every gateway; they hear it again with their next welcome."""

@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import Metric as Family
 from coordinator.members import PAGE_STATES, NodeRecord
 from coordinator.pool_use import used_share
 from tandem import metrics as m
-from tandem.exposition import Labels, family
+from tandem.exposition import family
 from tandem.messages.membership import NodeLoad, RoleWeights
 from tandem.metrics import Metric
 
@@ -38,9 +38,13 @@ RESULTS: tuple[tuple[str, Read], ...] = (
     ("done", lambda load: load.num_transfers_done),
     ("failed", lambda load: load.num_transfers_failed),
 )
-PAGES: tuple[tuple[str, Read], ...] = tuple(
-    (state, lambda load, state=state: getattr(load.pages, state)) for state in PAGE_STATES
-)
+
+
+def _pages_in(state: str) -> Read:
+    return lambda load: getattr(load.pages, state)
+
+
+PAGES: tuple[tuple[str, Read], ...] = tuple((each, _pages_in(each)) for each in PAGE_STATES)
 BY_LABEL = ((m.NODE_REQUESTS, STAGES), (m.NODE_TRANSFERS, RESULTS), (m.NODE_PAGES, PAGES))
 
 
@@ -70,7 +74,7 @@ def node_families(nodes: Iterable[NodeRecord], now: float) -> Iterator[Family]:
     yield from _load_families(loads)
 
 
-def _load_families(loads: dict[Labels, NodeLoad]) -> Iterator[Family]:
+def _load_families(loads: dict[tuple[str, str], NodeLoad]) -> Iterator[Family]:
     for metric, read in SIMPLE:
         yield family(metric, {labels: read(load) for labels, load in loads.items()})
     for metric, reads in BY_LABEL:

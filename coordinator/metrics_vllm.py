@@ -27,8 +27,9 @@ def vllm_families(members: Members, num_held: int, tally: Tally) -> Iterator[Fam
         if record.load is not None
     }
     yield family(v.RUNNING, {at: load.num_decode_running for at, load in loads.items()})
-    waiting = {at: load.num_prefill_waiting + load.num_decode_waiting for at, load in loads.items()}
-    yield family(v.WAITING, {**waiting, (model, ALL): num_held})
+    waiting = {at: each.num_prefill_waiting + each.num_decode_waiting for at, each in loads.items()}
+    waiting[model, ALL] = num_held
+    yield family(v.WAITING, waiting)
     yield family(v.KV_USAGE, {at: used_share(load) for at, load in loads.items()})
     infos = {
         (model, name, str(record.hello.layout.page_size), str(record.hello.num_pages)): 1.0

@@ -80,7 +80,9 @@ def _numbers(prefixes: Sequence[bytes]) -> list[int]:
 class KVEvents:
     """A publisher on one thread; sending never waits for subscribers."""
 
-    def __init__(self, context: zmq.Context, *, host: str, port: int, topic: str) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], *, host: str, port: int, topic: str
+    ) -> None:
         """Raises ValueError where the port is in use."""
         self._socket: zmq.Socket[bytes] = context.socket(zmq.PUB)
         self._socket.set(zmq.LINGER, 0)
@@ -112,7 +114,9 @@ class KVEvents:
 class CacheWatch:
     """Publishes the changes of a node's prefix cache; without a port it does nothing."""
 
-    def __init__(self, config: NodeConfig, identity: NodeIdentity, context: zmq.Context) -> None:
+    def __init__(
+        self, config: NodeConfig, identity: NodeIdentity, context: zmq.Context[zmq.Socket[bytes]]
+    ) -> None:
         """Raises ValueError where the port is in use.
 
         Subscribers are not asked who they are: beyond loopback only where that was allowed.

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import (
@@ -17,6 +18,7 @@ from tandem.metrics import OTHER, Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every scraper reads
 Labels = tuple[str, ...]
+L = TypeVar("L", bound=Labels)
 
 
 class Capped:
@@ -101,7 +103,7 @@ class Tally:
             yield histogram_family(metric, histograms)
 
 
-def family(metric: Metric, values: Mapping[Labels, float]) -> Family:
+def family(metric: Metric, values: Mapping[L, float]) -> Family:
     """A counter or gauge, by label values."""
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     found = kind(metric.name, metric.help, labels=metric.labels)

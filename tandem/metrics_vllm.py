@@ -4,7 +4,6 @@ read vLLM's metrics (Gateway API inference pools, load generators) work unchange
 `engine` is a node at the coordinator, a gateway at a gateway; `all` is the deployment.
 """
 
-from tandem.messages.common import FinishReason
 from tandem.metrics import TIME_BUCKETS_S, Kind, Metric
 
 _LABELS = ("model_name", "engine")
@@ -34,7 +33,7 @@ REQUEST_TPOT = _alias(
     "request_time_per_output_token_seconds", "histogram", "seconds", "As tandem_request_tpot."
 )
 
-FINISHED_REASONS: dict[FinishReason, str] = {
+FINISHED_REASONS = {  # of `tandem.messages.common.FinishReason`
     "stop": "stop",
     "length": "length",
     "cancelled": "abort",

@@ -6,6 +6,7 @@ from coordinator.metrics import CoordinatorMetrics, outcome_of
 from tandem import metrics as m
 from tandem import metrics_vllm as v
 from tandem.messages.common import SlaTargets, Timeline
+from tandem.messages.membership import Goodbye
 from tandem.messages.placement import PlaceRefused
 from tests.coordinator.conftest import Cluster
 
@@ -55,8 +56,10 @@ def test_nodes_are_as_their_heartbeats_say(cluster: Cluster) -> None:
 def test_a_node_that_went_silent_is_lost_and_one_that_left_is_not(cluster: Cluster) -> None:
     metrics = CoordinatorMetrics(cluster.core)
     assert scrape(metrics, cluster)["tandem_nodes_lost_total",] == 0
-    cluster.join("p0", "prefill")
-    cluster.beat("p0")
+    for name in ("p0", "p1"):
+        cluster.join(name, "prefill")
+        cluster.beat(name)
+    cluster.send("p1", Goodbye(node_id="p1", incarnation=1, epoch=cluster.epochs["p1"]))
     cluster.pass_time(4)
     found = scrape(metrics, cluster)
     assert found["tandem_nodes_lost_total",] == 1
