@@ -51,7 +51,7 @@ class Live:
         """It has nodes."""
         held_s = None if self.held_at is None else now - self.held_at
         self.placed, self.targets, self.held_at = answer, answer.targets, None
-        self.say(steps.placed(answer, admitted, answer.targets, held_s), now)
+        self.say(steps.placed(self.question, answer, admitted, held_s), now)
 
     def refuse(self, answer: PlaceRefused, now: float) -> None:
         """It has none; asked again it may hear the same again, which is said once."""

@@ -28,11 +28,12 @@ def held(reason: str) -> str:
     return f"held until there is room: {reason}" if reason else "held: others wait before it"
 
 
-def placed(
-    answer: Placed, admitted: Admitted | None, targets: SlaTargets, held_s: float | None
-) -> str:
+def placed(question: Place, answer: Placed, admitted: Admitted | None, held_s: float | None) -> str:
     """Where it runs."""
-    if answer.prefill is None:
+    targets = answer.targets
+    if question.is_evaluation:
+        where = f"evaluated on {(answer.prefill or answer.decode).node_id}"
+    elif answer.prefill is None:
         where = f"prompt and tokens on {answer.decode.node_id}"
     else:
         where = f"prompt on {answer.prefill.node_id}, tokens on {answer.decode.node_id}"
@@ -69,6 +70,8 @@ def wished_away() -> str:
 def ended(report: RequestEnded, targets: SlaTargets) -> str:
     """How it ended, and whether that was in time."""
     tokens = f"{report.num_output_tokens} tokens"
+    if report.is_evaluation:
+        tokens = f"an evaluation of {report.num_prompt_tokens} tokens"
     if report.reason == "failed":
         return f"failed after {tokens} ({report.code or 'internal'}): {report.message or ''}"
     if report.reason == "cancelled":

@@ -353,3 +353,35 @@ def test_a_refused_placement_ends_the_request_with_its_reason(world) -> None:
     world.refuse(world.question(), "no_decode_node", retry_after_s=5.0)
     done = world.done()
     assert (done.code, done.message, done.retry_after_s) == ("no_decode_node", "why", 5.0)
+
+
+def test_the_report_of_an_end_has_the_requests_own_values(world) -> None:
+    world.submit(tenant="alice", priority=3, params={"max_tokens": 6})
+    world.run(12)
+    (report,) = world.ends
+    assert (report.tenant, report.priority, report.num_prompt_tokens) == ("alice", 3, 5)
+    assert report.num_cached_tokens == 2
+    assert report.targets is not None and report.targets.sla_class == "standard"
+    assert report.timeline == world.done().timeline
+    assert (report.code, report.message) == (None, None)
+    assert report.max_itl_ms == pytest.approx(100.0)  # a round of the world
+
+
+def test_the_longest_wait_between_deliveries_is_kept(world) -> None:
+    world.submit(params={"max_tokens": 3})
+    world.coordinate()
+    for index, gap_s in enumerate((0.5, 0.2, 0.7)):
+        world.tick(gap_s)
+        world.emit(world.nodes["d0"], world.tokens(1, index, [11]))
+    world.emit(world.nodes["d0"], world.ending(1, 3, "length"))
+    world.coordinate()
+    assert world.ends[0].max_itl_ms == pytest.approx(700.0)
+
+
+def test_a_refusal_is_reported_with_its_code_and_words(world) -> None:
+    world.submit()
+    world.refuse(world.question(), "overloaded")
+    world.coordinate()
+    (report,) = world.ends
+    assert (report.reason, report.code, report.message) == ("failed", "overloaded", "why")
+    assert report.targets is None and report.max_itl_ms is None

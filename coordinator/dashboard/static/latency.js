@@ -20,7 +20,6 @@ export class Latency {
     });
     this.ttft = new TimeChart(byId("chart-ttft"), {
       title: "Medians of the stages and of the time to first token", height: 150, isStacked: true, format: ms,
-      scope: "p50",
       rows: [...stages,
         { key: "ttft_p50_ms", label: "TTFT", tone: "tone-text", isLoose: true },
         { key: "ttft_p99_ms", label: "p99", tone: "tone-text", isLoose: true, look: "thin" }],

@@ -29,10 +29,9 @@ function point(t) {
 }
 
 /**
- * `spec`: title, height, format(value), numTicks, isWhole, isLog, max, least, zero (a text where all is zero),
- * scope (what the legend's values are), isStacked, isStep, and `rows`: key,
- * label, tone (a class), kind (line, area, bars), look (thin, dashed), isHatched, and
- * isLoose: no part of the stack.
+ * `spec`: title, height (at least), format(value), numTicks, isWhole, isLog, max, least (the top where
+ * all is zero), zero (a text for that), isStacked, isStep, onMark(mark or null), and `rows`: key, label,
+ * tone (a class), kind (line, area, bars), look (thin, dashed), isHatched, isLoose (no part of the stack).
  */
 export class TimeChart {
   constructor(figure, spec, live) {
@@ -57,7 +56,6 @@ export class TimeChart {
 
   build() {
     const { spec } = this;
-    this.moment = el("li", { class: "legend-moment" });
     this.items = spec.rows.map((row) => {
       const value = el("span", { class: "legend-value" });
       const looks = [row.kind || spec.kind, row.tone];
@@ -66,8 +64,7 @@ export class TimeChart {
       const swatch = el("span", { class: `swatch ${looks.join(" ")}` });
       return { row, value, item: el("li", {}, swatch, el("span", {}, row.label), value) };
     });
-    const scope = spec.scope ? el("li", { class: "legend-scope" }, spec.scope) : null;
-    const legend = el("ul", { class: "legend" }, scope, ...this.items.map((i) => i.item), this.moment);
+    const legend = el("ul", { class: "legend" }, ...this.items.map((i) => i.item));
     this.svg = svg("svg", {
       class: "plot", tabindex: "0", role: "group",
       "aria-roledescription": "chart over time",
@@ -87,9 +84,10 @@ export class TimeChart {
     this.labels = svg("g", { class: "ticks" });
     this.flags = svg("g", { class: "flags" });
     this.needle = svg("path", { class: "needle" });
+    this.moment = svg("text", { class: "moment", y: TOP + 9 });
     this.svg.append(
       this.grid, ...this.fills, ...this.textures, ...this.lines, this.moments, this.bounds,
-      this.labels, this.needle, this.flags,
+      this.labels, this.needle, this.moment, this.flags,
     );
     this.listen();
     this.figure.append(legend, this.plot);
@@ -296,9 +294,18 @@ export class TimeChart {
     const index = isPast ? nearest(this.times, cursor.t) : last;
     const x = isPast && index >= 0 ? Math.round(this.x(this.times[index])) + 0.5 : null;
     setAttr(this.needle, "d", x === null ? "" : `M${x},${TOP}V${this.height - BOTTOM}`);
-    setText(this.moment, x === null ? "" : `at ${clock(this.times[index])}`);
+    this.showMoment(x, index);
     for (const { row, value } of this.items) setText(value, this.valueOf(row, index));
     if (cursor.t === null) this.describe(index);
+  }
+
+  /** The time beside the needle, on the side that has room. */
+  showMoment(x, index) {
+    setText(this.moment, x === null ? "" : clock(this.times[index]));
+    if (x === null) return;
+    const isRight = x > this.width - 70;
+    setAttr(this.moment, "x", x + (isRight ? -5 : 5));
+    setAttr(this.moment, "text-anchor", isRight ? "end" : "start");
   }
 
   /** The chart in words, for who does not see it. */

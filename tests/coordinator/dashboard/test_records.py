@@ -198,3 +198,13 @@ def test_orders_and_members_are_events(world) -> None:
     assert ("order", "node d9 turns from decode to prefill") in kinds
     assert any(kind == "member" and "node d9 joined" in text for kind, text in kinds)
     assert [e.number for e in world.observer.events.after(0)] == list(range(1, len(kinds) + 1))
+
+
+def test_an_evaluation_is_told_apart(world) -> None:
+    world.cluster.place(6, is_evaluation=True, max_output_tokens=0)
+    world.cluster.end(
+        6, is_evaluation=True, num_output_tokens=0, num_prompt_tokens=100, tpot_ms=None
+    )
+    placed, ended = world.texts(6)
+    assert placed.startswith("placed: evaluated on p0")
+    assert ended.startswith("ended after an evaluation of 100 tokens (stop)")
