@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tandem.addresses import COORDINATOR_PORT, DASHBOARD_PORT, GATEWAY_PORT, HTTP_PORT
 from tandem.child_process import PACKAGES_FOLDER
+from tandem.cli_up import choose_port
 from tandem.client import Client
 from tandem.errors import TandemError
 from tandem.launch import ClusterError, LocalCluster
@@ -50,12 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     lines = StartupLines(started)
     try:
-        cluster = LocalCluster(model=args.model, sink=lines, drain_s=10.0)
+        cluster = LocalCluster(
+            model=args.model,
+            coordinator_port=choose_port(None, COORDINATOR_PORT),
+            gateway_port=choose_port(None, GATEWAY_PORT),
+            http_port=choose_port(None, HTTP_PORT),
+            dashboard_port=choose_port(None, DASHBOARD_PORT),
+            sink=lines,
+            drain_s=10.0,
+        )
         cluster.start()
         lines.end()
         try:
             show_answer(cluster, args.prompt, args.max_tokens, started)
             print(f"\n{render_status(quiet_status(cluster))}")
+            print(f"\n{doors(cluster, args.model)}")
             if args.keep:
                 wait_for_interrupt(cluster)
         finally:
@@ -120,12 +131,23 @@ def quiet_status(cluster: LocalCluster) -> ClusterStatus:
             return status
 
 
+def doors(cluster: LocalCluster, model: str) -> str:
+    """Where to look at the deployment while it runs, and how to ask it over HTTP."""
+    body = f'{{"model": "{Path(model).name}", "prompt": "class Stack:", "max_tokens": 40}}'
+    return (
+        f"Dashboard     {cluster.dashboard_address}   (while it runs: --keep)\n"
+        f"OpenAI's API  curl {cluster.http_address}/v1/completions \\\n"
+        f"                -H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
 def wait_for_interrupt(cluster: LocalCluster) -> None:
     """Say how to use the deployment, and return on Ctrl-C. Raises ClusterError on a death."""
     tandem = Path(sys.executable).parent / "tandem"
     print(
         f"\nRunning until Ctrl-C (logs in {cluster.run_dir}). In another terminal:\n"
         f'  {tandem} generate --gateway {cluster.gateway_address} "class Stack:"\n'
+        f"  {tandem} top --dashboard {cluster.dashboard_address}\n"
         f"  {tandem} status --coordinator {cluster.coordinator_address}\n"
         f'  from tandem import Client; Client("{cluster.gateway_address}")',
         flush=True,
