@@ -62,19 +62,6 @@ def _add_bearer(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--remove", action="store_true", help="accept the key of NAME no more")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """`--keys` and `--key-name`, for commands that talk to a deployment."""
-    parser.add_argument(
-        "--keys",
-        metavar="FOLDER",
-        default=os.environ.get("TANDEM_KEYS"),
-        help="keys folder, where the deployment has keys [TANDEM_KEYS]",
-    )
-    parser.add_argument(
-        "--key-name", metavar="NAME", help="which key, where the folder has several of the kind"
-    )
-
-
 def keyring(args: argparse.Namespace, kind: str) -> Keyring | None:
     """The keys that the flags name."""
     return None if args.keys is None else Keyring(Path(args.keys), kind, args.key_name)
