@@ -164,6 +164,7 @@ class EvaluationGuest:
             if not self._state.claim(resident, hashes, grows=False):
                 return
             resident.num_computed = resident.num_matched
+            self._state.num_cached_tokens += resident.num_matched
             job.is_running = True
             num_tokens += job.num_left
             del self._queue[0]
