@@ -1,7 +1,7 @@
 """The coordinator's GET /metrics: the core's state at the scrape, ended requests as they came.
 
-`CoordinatorMetrics.render(now)` is the text. The shell tells `ended` of every request once, and
-`refused` of every question that it answers no.
+`CoordinatorMetrics.collect(now)` is what becomes the text. The shell tells `ended` of every request
+once, and `refused` of every question that it answers no.
 """
 
 from collections.abc import Iterator
@@ -108,9 +108,14 @@ class CoordinatorMetrics:
 
     # --- a scrape ---------------------------------------------------------------------------
 
+    def collect(self, now: float) -> list[Family]:
+        """What `tandem.exposition.render` makes text of, on any thread: with 100 nodes that takes
+        five times as long as this does. `now` is on the core's clock."""
+        return list(self._families(now))
+
     def render(self, now: float) -> bytes:
-        """The text; `now` on the core's clock."""
-        return render(self._families(now))
+        """The text at once."""
+        return render(self.collect(now))
 
     def _families(self, now: float) -> Iterator[Family]:
         core, members = self._core, self._core.members

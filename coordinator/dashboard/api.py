@@ -50,7 +50,7 @@ class Source(Protocol):
         """One request's; or the ids that begin so, where they are none or several."""
         ...
 
-    def metrics(self) -> Response:
+    async def metrics(self) -> Response:
         """All metrics, for Prometheus."""
         ...
 
@@ -149,7 +149,7 @@ class Api:
         raise ApiError(404, text, code="not_found", param="id")
 
     async def _metrics(self, request: Request) -> Response:
-        return self._source.metrics()
+        return await self._source.metrics()
 
     async def _health(self, request: Request) -> Response:
         return Response(status_code=200 if self._source.is_healthy() else 503)

@@ -22,7 +22,7 @@ from coordinator.dashboard.listening import HttpServer
 from coordinator.dashboard.observer import Observer
 from coordinator.dashboard.streaming import NUM_FIRST_EVENTS, Streams
 from coordinator.metrics import CoordinatorMetrics
-from tandem.exposition import CONTENT_TYPE
+from tandem.exposition import CONTENT_TYPE, render
 from tandem.messages.membership import DrainAnswer, DrainMember, SetWeights, WeightsAnswer
 from tandem.messages.operations import Series
 from tandem.sockets import require_loopback
@@ -145,9 +145,10 @@ class Dashboard:
         """One request's, or the ids that begin so."""
         return self._observer.records.find(request_id)
 
-    def metrics(self) -> Response:
-        """All metrics, for Prometheus."""
-        return Response(self._metrics.render(time.monotonic()), media_type=CONTENT_TYPE)
+    async def metrics(self) -> Response:
+        """All metrics, for Prometheus; the text is made beside the loop."""
+        families = self._metrics.collect(time.monotonic())
+        return Response(await asyncio.to_thread(render, families), media_type=CONTENT_TYPE)
 
     def is_healthy(self) -> bool:
         """Whether the coordinator makes progress."""
