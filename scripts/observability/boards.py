@@ -190,9 +190,9 @@ def transfers() -> Json:
             ),
             Panel(
                 "Pages of writers",
-                (
-                    Query(total(m.NODE_PAGES, "state", state="granted|filling|ready", **of)),
-                    Query(total(m.NODE_PAGES, "state", state="draining|quarantined", **of)),
+                tuple(
+                    Query(total(m.NODE_PAGES, "state", state=states, **of), "{{state}}")
+                    for states in ("granted|filling|ready", "draining|quarantined")
                 ),
                 "short",
                 "Draining for minutes: a writer's stop is not proved.",
