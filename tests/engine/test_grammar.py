@@ -111,8 +111,9 @@ def test_the_end_is_allowed_where_the_text_may_end_and_only_there(grammars: Gram
 def test_rows_beside_structured_ones_are_the_same_bits(grammars: Grammars) -> None:
     sampler = Sampler(grammars)
     rows = torch.cat([logits(i) for i in range(6)])
+    nothing = np.zeros(0, np.int32)
     plain = [
-        SampleRequest(SamplingParams(**p), 3, 0, 0, *[np.zeros(0, np.int32)] * 2, (EOS,))
+        SampleRequest(SamplingParams(**p), 3, 0, 0, nothing, nothing, (EOS,))
         for p in ({"temperature": 0.0}, {}, {"logprobs": 2}, {"min_tokens": 3})
     ]
     structured = [request(PERSON, [], (b"a", 1)), request(NUMBERS, [], (b"b", 1), temperature=0.0)]
