@@ -1,0 +1,1 @@
+"""Other clients against this server: what `scripts/test_clients` runs."""
