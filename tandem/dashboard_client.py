@@ -106,8 +106,7 @@ class Dashboard:
             message = f"status {status}"
         if status in (401, 403):
             return _unavailable(
-                f"{self.url}: {message}. Give an operator's key by --key-file or {KEY_VARIABLE}; "
-                "`tandem keys bearer NAME --role operator` makes one"
+                f"{self.url}: {message} (commands take it by --key-file FILE or {KEY_VARIABLE})"
             )
         if status == 404:
             return ValueError(message)

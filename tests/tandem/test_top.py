@@ -321,7 +321,7 @@ def test_without_a_dashboard_or_a_key(
     assert main(["top", "--dashboard", "127.0.0.1:7400"]) == 1
     assert "use http://host:port" in capsys.readouterr().err
     assert main(["explain", "ab" * 4, "--dashboard", dashboard]) == 1
-    assert "this needs a key. Give an operator's key by --key-file" in capsys.readouterr().err
+    assert "this needs a key (commands take it by --key-file FILE" in capsys.readouterr().err
     file = tmp_path / "key"
     assert main(["top", "--once", "--dashboard", dashboard, "--key-file", str(file)]) == 1
     assert "cannot read the key" in capsys.readouterr().err
