@@ -34,7 +34,7 @@ class SharedPrefill:
         local: LocalDecode,
         services: Services,
     ) -> None:
-        self._prompts = PrefillGuest(
+        self.prompts = PrefillGuest(
             state,
             transfers,
             policy,
@@ -42,43 +42,43 @@ class SharedPrefill:
             local=local,
             services=services,
         )
-        self._evaluations = EvaluationGuest(state, lookahead_tokens=lookahead_tokens)
+        self.evaluations = EvaluationGuest(state, lookahead_tokens=lookahead_tokens)
 
     # --- both -------------------------------------------------------------------------------
 
     def peer_lost(self, peer: bytes, now: float) -> list[NodeAction]:
         """A gateway has been silent for too long."""
-        self._evaluations.peer_lost(peer)
-        return self._prompts.peer_lost(peer, now)
+        self.evaluations.peer_lost(peer)
+        return self.prompts.peer_lost(peer, now)
 
     def tick(self, now: float) -> list[NodeAction]:
         """Start what can start."""
-        actions = self._prompts.tick(now)
-        self._evaluations.tick(now)
+        actions = self.prompts.tick(now)
+        self.evaluations.tick(now)
         return actions
 
     def views(self, now: float) -> tuple[SequenceView, ...]:
         """What may run now, the next first: each guest's in its own order."""
-        prompts, evaluations = self._prompts.views(now), self._evaluations.views()
+        prompts, evaluations = self.prompts.views(now), self.evaluations.views()
         if not (prompts and evaluations):
             return prompts or evaluations
         return tuple(_merged(prompts, evaluations))
 
     def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep:
         """The next chunk."""
-        guest = self._evaluations if self._evaluations.has(key) else self._prompts
+        guest = self.evaluations if self.evaluations.has(key) else self.prompts
         return guest.step(key, num_tokens, now)
 
     def computed(
         self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float
     ) -> list[NodeAction]:
         """The step ran."""
-        guest = self._evaluations if self._evaluations.has(key) else self._prompts
+        guest = self.evaluations if self.evaluations.has(key) else self.prompts
         return guest.computed(key, num_tokens, sampled, now)
 
     def work(self) -> PrefillWork:
         """What both have to do, and hold."""
-        ours, theirs = self._prompts.work(), self._evaluations.work()
+        ours, theirs = self.prompts.work(), self.evaluations.work()
         return PrefillWork(
             num_prompts=ours.num_prompts + theirs.num_prompts,
             num_tokens=ours.num_tokens + theirs.num_tokens,
@@ -89,7 +89,7 @@ class SharedPrefill:
     @property
     def num_requests(self) -> int:
         """Of both."""
-        return self._prompts.num_requests + self._evaluations.num_requests
+        return self.prompts.num_requests + self.evaluations.num_requests
 
     # --- evaluations ------------------------------------------------------------------------
 
@@ -102,55 +102,55 @@ class SharedPrefill:
         """
         if isinstance(message, EvaluatePrompt):
             spec = message.spec
-            if self._prompts.has((spec.request_id, spec.attempt)):
+            if self.prompts.has((spec.request_id, spec.attempt)):
                 return []
-        return self._evaluations.evaluate(peer, message, now, is_open=is_open)
+        return self.evaluations.evaluate(peer, message, now, is_open=is_open)
 
     # --- prompts ----------------------------------------------------------------------------
 
     def command(self, peer: bytes, message: msgspec.Struct, now: float) -> list[NodeAction]:
         """Take a `Prefill`; one under the key of an evaluation is dropped."""
         assert isinstance(message, Prefill)
-        if self._evaluations.has((message.spec.request_id, message.spec.attempt)):
+        if self.evaluations.has((message.spec.request_id, message.spec.attempt)):
             return []
-        return self._prompts.command(peer, message, now)
+        return self.prompts.command(peer, message, now)
 
     def start_local(self, resident: Resident, now: float) -> None:
         """Compute a prompt for the decode guest of this node."""
-        self._prompts.start_local(resident, now)
+        self.prompts.start_local(resident, now)
 
     def cancel(self, key: RequestKey, now: float) -> list[NodeAction]:
         """End this attempt and earlier ones."""
-        return self._prompts.cancel(key, now)
+        return self.prompts.cancel(key, now)
 
     def answer(self, node_id: str, message: msgspec.Struct, now: float) -> list[NodeAction]:
         """The owner of a hand-off answers."""
-        return self._prompts.answer(node_id, message, now)
+        return self.prompts.answer(node_id, message, now)
 
     def bulk_event(self, event: object, now: float) -> list[NodeAction]:
         """A copy returned."""
-        return self._prompts.bulk_event(event, now)
+        return self.prompts.bulk_event(event, now)
 
     def node_lost(self, node: NodeRef, reason: str, now: float) -> list[NodeAction]:
         """An owner is gone."""
-        return self._prompts.node_lost(node, reason, now)
+        return self.prompts.node_lost(node, reason, now)
 
     def use(self, services: Services) -> None:
         """What its policy may ask from now on."""
-        self._prompts.use(services)
+        self.prompts.use(services)
 
     def has(self, key: RequestKey) -> bool:
         """Whether this prompt waits, runs, or is on its way."""
-        return self._prompts.has(key)
+        return self.prompts.has(key)
 
     def knows(self, key: RequestKey) -> bool:
         """Whether its `Prefill` came, or it is over; no decode command fits an evaluation."""
-        return self._prompts.knows(key) or self._evaluations.has(key)
+        return self.prompts.knows(key) or self.evaluations.has(key)
 
     @property
     def num_sending(self) -> int:
         """Computed prompts whose pages are not all at the decode node yet."""
-        return self._prompts.num_sending
+        return self.prompts.num_sending
 
 
 def _merged(

@@ -50,8 +50,8 @@ def test_policies_get_what_was_learned(pair: SimpleNamespace) -> None:
     world.run()
     assert UNKNOWN_COSTS in seen
     assert len(seen) > 4
-    assert world.d.prefill._order.services.costs in seen | {world.d.state.costs.current}
-    assert world.d.prefill._order.services.costs != UNKNOWN_COSTS
+    assert world.d.prefill.prompts._order.services.costs in seen | {world.d.state.costs.current}
+    assert world.d.prefill.prompts._order.services.costs != UNKNOWN_COSTS
 
 
 def test_transfers_that_never_end_are_forgotten() -> None:

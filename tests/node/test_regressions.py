@@ -36,9 +36,9 @@ def test_regression_01_a_client_that_leaves_at_any_moment_leaves_nothing(
     world.assert_no_leak()
     for node in (world.p, world.d):
         assert node.core.load(0).num_requests == 0
-        assert (node.prefill._jobs, node.prefill._unproven) == ({}, {})
+        assert (node.prefill.prompts._jobs, node.prefill.prompts._unproven) == ({}, {})
         assert (node.decode._entries, node.decode._arrived) == ({}, {})
-    assert world.d.decode._transfers.live() == world.p.prefill._transfers.live() == {}
+    assert world.d.decode._transfers.live() == world.p.prefill.prompts._transfers.live() == {}
 
 
 def test_regression_02_pages_of_an_aborted_write_are_not_reused_under_it(
@@ -164,7 +164,7 @@ def test_regression_07_messages_about_unknown_transfers_are_counted(pair: Simple
     for event in (PagesVerified((b"?" * 16, 1), 5, None), GrantClosed(5, True)):
         world.tell("d", FromBulk(event, False))
     assert transfers.num_ignored == 3
-    assert world.p.prefill._transfers.num_ignored == 0
+    assert world.p.prefill.prompts._transfers.num_ignored == 0
     world.run()
     world.assert_no_leak()
 
