@@ -10,7 +10,12 @@ from tandem.launch import LocalCluster
 MODEL = "models/demo"
 # As the fake device's tests: 4 ms a step, half a millisecond per prompt token and decode row.
 NODE_ARGS = ("--device", "fake", "--fake-costs", "0.004:0.0005:0:0.0005:0")
-COORDINATOR_ARGS = ("--balance", "on", "--balance-dwell-s", "20", "--default-class", "interactive")
+COORDINATOR_ARGS = (
+    *("--balance", "on", "--balance-dwell-s", "20", "--default-class", "interactive"),
+    # Looser than the defaults: two cores, a browser and nine processes.
+    *("--sla-classes", "interactive:800:60:0.95", "--sla-classes", "standard:2500:100:0.9"),
+    *("--sla-classes", "batch:30000:500:0.9"),
+)
 
 
 def try_deployment(report: Report, *, load_s: float, rate: float) -> None:
@@ -18,7 +23,7 @@ def try_deployment(report: Report, *, load_s: float, rate: float) -> None:
     cluster = LocalCluster(
         model=MODEL,
         num_prefill=2,
-        num_decode=3,
+        num_decode=4,
         node_args=NODE_ARGS,
         coordinator_args=COORDINATOR_ARGS,
         run_dir=None,
@@ -47,8 +52,8 @@ def _idle(report: Report, browser: Browser) -> None:
     )
     report.await_(
         browser,
-        "it lists five nodes",
-        "document.querySelectorAll('#node-table tbody tr').length === 5",
+        "it lists six nodes",
+        "document.querySelectorAll('#node-table tbody tr').length === 6",
     )
     time.sleep(8)
     report.shoot(browser, "idle")

@@ -32,9 +32,10 @@ const live = byId("live");
 const link = new Link({ onSnapshot, onState });
 const events = new Events();
 const verdicts = new Verdicts();
-const record = new Record(link, (requestId) => {
+const record = new Record(link, (requestId, outcome) => {
   requests.choose(requestId);
   history.replaceState(null, "", `#request=${requestId}`);
+  setText(live, `Request ${requestId.slice(0, 8)}: ${outcome}`);
 });
 const requests = new Requests(link, (requestId) => record.open(requestId));
 const panels = [
@@ -96,7 +97,7 @@ async function loadSeries() {
   const { windowName } = state;
   try {
     const series = await link.get(`/api/series?window=${windowName}`);
-    if (windowName !== state.windowName || isHeld) return;
+    if (windowName !== state.windowName) return;
     const to = Math.max(state.snapshot.unix_s, series.unix_s[series.unix_s.length - 1] ?? 0);
     // What began a minute ago fills the chart; it grows to the window.
     const first = series.unix_s[0] ?? -Infinity;
@@ -176,8 +177,7 @@ function chooseWindow(name) {
   for (const button of byId("windows").children) {
     setAttr(button, "aria-pressed", String(button.dataset.window === name));
   }
-  seriesAskedAt = -Infinity;
-  plan();
+  if (state.snapshot !== null) loadSeries();  // also while the page is held
 }
 
 function hold() {

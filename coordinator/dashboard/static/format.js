@@ -71,7 +71,7 @@ export function percent(share) {
   if (isNone(share)) return NONE;
   const value = share * 100;
   if (value !== 0 && Math.abs(value) < 1) return `${value.toFixed(1)}${GAP}%`;
-  return `${value.toFixed(0)}${GAP}%`;
+  return `${count(value)}${GAP}%`;
 }
 
 /** Percent of what was kept: rounded down, so that 100 % means every single one. */

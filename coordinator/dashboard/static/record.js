@@ -48,7 +48,7 @@ export class Record {
       this.requestId = record.request_id;
       this.isOver = record.reason !== null;
       this.show(record);
-      this.onShown(record.request_id);
+      this.onShown(record.request_id, outcomeOf(record).text);
     } catch (error) {
       if (this.requestId !== requestId) return;
       this.isOver = true;

@@ -74,12 +74,12 @@ export function runs(times, values, gapS) {
 }
 
 /** Points of a run; a step holds its value until the next sample, the last one until `end`. */
-function points(times, values, run, { x, y, isStep, end }) {
-  return run.flatMap((i, place) => {
+function points(times, values, run, { x, y, gapS, isStep, end }) {
+  return run.flatMap((i) => {
     const height = at(y(values[i]));
     const corner = `${at(x(times[i]))},${height}`;
     if (!isStep) return [corner];
-    const next = place + 1 < run.length ? times[run[place + 1]] : Math.max(times[i], end);
+    const next = i + 1 < times.length ? Math.min(times[i + 1], times[i] + gapS) : end;
     return [corner, `${at(x(next))},${height}`];
   });
 }

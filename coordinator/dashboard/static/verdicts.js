@@ -165,7 +165,7 @@ function updateRow(row, view) {
     setText(burn, window.burn_rate === null ? "no requests" : `burn ${times(window.burn_rate)}`);
     setClass(burn, "hot", window.burn_rate !== null && window.burn_rate > 1);
     setText(lost, lostOf(window));
-    setClass(cell, "is-chosen", name === view.windowName);
+    setClass(cell, "is-chosen", name === view.windowName && window.attainment !== null);
   }
   updateBudget(row.parts, view);
   setText(stage, view.limiting_stage === null ? "" : capital(view.limiting_stage));
