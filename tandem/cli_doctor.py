@@ -20,6 +20,7 @@ import zmq
 from tandem.checks import Check, render_checks
 from tandem.child_process import child_environment
 from tandem.cli_keys import keyring
+from tandem.client import Client
 from tandem.doctor import (
     OPTIONAL,
     REQUIRED,
@@ -29,12 +30,17 @@ from tandem.doctor import (
     check_host,
     check_transports,
 )
-from tandem.errors import UnavailableError
+from tandem.errors import TandemError, UnavailableError
 from tandem.messages.membership import NodeStatus
+from tandem.sampling import SamplingParams
 from tandem.status import query_status
 
 MEASURE_S = 20.0
 DIAL_S = 2.0
+NUM_REQUESTS = 8
+MAX_TOKENS = 2  # the second is another node's
+ANSWER_S = 20.0
+BEAT_S = 1.0  # nodes tell the coordinator twice per second
 SHARED_MEMORY = Path("/dev/shm")
 CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 
@@ -49,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     checks = check_host(gather_facts())
     _progress("measuring transports")
     checks += measure_transports()
+    if args.gateway:
+        _progress(f"asking {args.gateway} for answers")
+        checks.append(meet(args))
     if args.coordinator:
         _progress(f"asking {args.coordinator}")
         checks += asyncio.run(look_at(args))
@@ -118,6 +127,28 @@ def measure_transports() -> list[Check]:
         return [Check("transports", "fail", lines[-1], "nodes of this host cannot exchange pages")]
     speeds = [msgspec.json.decode(line, type=_Speed) for line in done.stdout.splitlines()]
     return check_transports({speed.transport: speed.bytes_per_s for speed in speeds})
+
+
+def meet(args: argparse.Namespace) -> Check:
+    """A few requests at once, so that nodes which have not met do, and tell of it."""
+    began_at = time.perf_counter()
+    try:
+        with Client(args.gateway, connect_timeout_s=5.0, keys=args.keys) as client:
+            answers = client.generate(
+                [f"count {number}" for number in range(2, 2 + NUM_REQUESTS)],
+                progress=False,
+                return_exceptions=True,
+                params=SamplingParams(max_tokens=MAX_TOKENS),
+                deadline_s=ANSWER_S,
+            )
+    except (TandemError, ValueError) as error:
+        return Check("requests", "fail", str(error))
+    failed = [str(answer) for answer in answers if isinstance(answer, TandemError)]
+    if failed:
+        return Check("requests", "fail", f"{len(failed)} of {NUM_REQUESTS} failed: {failed[0]}")
+    seconds = time.perf_counter() - began_at
+    time.sleep(BEAT_S)
+    return Check("requests", "ok", f"{NUM_REQUESTS} of {MAX_TOKENS} tokens took {seconds:.2f} s")
 
 
 async def look_at(args: argparse.Namespace) -> list[Check]:

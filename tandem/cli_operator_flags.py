@@ -91,6 +91,12 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("TANDEM_COORDINATOR"),
         help="of a running deployment [TANDEM_COORDINATOR; default: this host alone]",
     )
+    parser.add_argument(
+        "--gateway",
+        metavar="ADDRESS",
+        help="ask a gateway for a few short answers first: nodes measure the way between them when "
+        "they meet",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_key_flags(parser)
 

@@ -179,7 +179,7 @@ def is_loopback(address: str) -> bool:
 def _check_links(node: NodeStatus) -> list[Check]:
     checks = [_check_link(node.node_id, link) for link in node.links]
     if not node.num_links and node.weights.prefill > 0 and node.weights.decode == 0:
-        text = "no link to a decode node yet: links are made by the first request"
+        text = "no link to a decode node yet: the first request makes one (--gateway sends some)"
         checks.append(Check(f"links of {node.node_id}", "ok", text))
     if node.num_links > len(node.links):
         text = f"these are the worst {len(node.links)} of {node.num_links}"

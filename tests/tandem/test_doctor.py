@@ -109,7 +109,7 @@ def test_a_deployment_with_all_that_can_be_wrong() -> None:
     link = checks["prefill-0 -> decode-0"]
     assert link.text.startswith("shared_memory, 9,000 MB/s (to decode-0: ")
     assert "worst 1 of 3" in checks["links of prefill-0"].text
-    assert "made by the first request" in checks["links of prefill-2"].text
+    assert "the first request makes one" in checks["links of prefill-2"].text
 
 
 def test_one_host_may_use_loopback() -> None:
@@ -151,6 +151,17 @@ def test_doctor_without_a_coordinator_that_answers(
     monkeypatch.setattr(cli_doctor, "measure_transports", lambda: [])
     assert main(["doctor", "--coordinator", "tcp://127.0.0.1:9"]) == 1
     assert "fail  coordinator" in capsys.readouterr().out
+
+
+def test_doctor_asks_a_gateway_for_answers(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_doctor, "measure_transports", lambda: [])
+    monkeypatch.setattr(cli_doctor, "BEAT_S", 0.0)
+    assert main(["doctor", "--gateway", gateway.address]) == 0
+    assert "8 of 2 tokens took" in capsys.readouterr().out
+    assert main(["doctor", "--gateway", "nowhere"]) == 1
+    assert "fail  requests" in capsys.readouterr().out
 
 
 def test_checks_of_ports_folders_and_attempts(listener: int, tmp_path: Any) -> None:
