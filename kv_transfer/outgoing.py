@@ -29,6 +29,7 @@ from kv_transfer.actions import (
     WriterEvent,
 )
 from kv_transfer.departures import Departure, OutgoingPhase, explain_grant
+from kv_transfer.known_owners import KnownOwners
 from kv_transfer.last_words import LastWords
 from kv_transfer.listening import ListenedTime
 from tandem.frames import Blob
@@ -62,7 +63,7 @@ class OutgoingTransfers:
         self._page_size = page_size
         self._live: dict[TransferKey, Departure] = {}
         self._ended: OrderedDict[TransferKey, None] = OrderedDict()
-        self._owners: dict[str, NodeRef] = {}
+        self._owners = KnownOwners()
         # At most one message per key waits for an answer: Reserve, then Commit, or else Drained.
         self._outbox: Outbox[TransferKey, str] = Outbox()
         self._last_words = LastWords()  # Drained messages to owners that are lost
@@ -85,7 +86,7 @@ class OutgoingTransfers:
     ) -> list[OutgoingAction]:
         """Ask `owner` for pages for `num_tokens` tokens. Each attempt is started once."""
         assert key not in self._live, key
-        known = self._owners.get(owner.node_id, owner)
+        known = self._owners.get(owner.node_id) or owner
         is_same = known.incarnation == owner.incarnation
         if key in self._ended or (not is_same and known.epoch > owner.epoch):
             code: ErrorCode = "cancelled" if key in self._ended else "node_failed"
@@ -96,7 +97,7 @@ class OutgoingTransfers:
             self._lose(owner.node_id, "another process took its place", now, may_return=False)
         elif known.epoch > owner.epoch:
             owner = known  # the same process, admitted anew since: after a coordinator's restart
-        self._owners[owner.node_id] = owner
+        self._owners.note(owner, self._live.values(), self._outbox)
         deadline = None if deadline_s is None else now + deadline_s
         num_pages = -(-num_tokens // self._page_size)
         self._live[key] = Departure(
@@ -376,8 +377,7 @@ class OutgoingTransfers:
             self._last_words.owe(key, transfer.owner, now)
 
     def _lose(self, owner_id: str, reason: str, now: float, *, may_return: bool = True) -> None:
-        note = self._last_words.lost if may_return else self._last_words.forget
-        note(owner_id)
+        (self._last_words.lost if may_return else self._last_words.forget)(owner_id)
         for key in self._outbox.drop_destination(owner_id):
             if may_return and key not in self._live:  # so it was a Drained
                 self._last_words.owe(key, self._owners[owner_id], now)

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 K = TypeVar("K", bound=Hashable)
-D = TypeVar("D")
+D = TypeVar("D", bound=Hashable)
 
 FIRST_RESEND_S = 0.5
 LONGEST_RESEND_S = 2.0
@@ -62,6 +62,10 @@ class Outbox(Generic[K, D]):
         for key in dropped:
             del self._pending[key]
         return dropped
+
+    def destinations(self) -> set[D]:
+        """Whom something waits for."""
+        return {pending.destination for pending in self._pending.values()}
 
     def due(self, now: float) -> list[tuple[D, msgspec.Struct]]:
         """What to send now, oldest first; each is scheduled again."""
