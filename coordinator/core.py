@@ -5,7 +5,7 @@ start it learns from hellos within `GRACE_S`, during which it refuses nobody for
 """
 
 from coordinator.accounting import ClassAccounts
-from coordinator.actions import Action, Note, Send
+from coordinator.actions import Action, EventKind, Note, Send
 from coordinator.admission import Admission, Answer
 from coordinator.balancing import Balancing
 from coordinator.cache_index import CacheIndex
@@ -234,7 +234,8 @@ class Coordinator:
         down: NodeDown = self.members.remove_node(node_id, reason, now)
         self._caches.forget(node_id)
         told = [Send(gateway.peer, down) for gateway in self.members.gateways.values()]
-        return [*told, Note(f"node {node_id} of epoch {down.epoch} is down: {reason}")]
+        kind: EventKind = "member" if reason == SAID_GOODBYE else "error"
+        return [*told, Note(f"node {node_id} of epoch {down.epoch} is down: {reason}", kind)]
 
     def _gateway_hello(self, peer: bytes, hello: GatewayHello, now: float) -> list[Action]:
         known = self.members.gateways.get(hello.gateway_id)

@@ -12,10 +12,20 @@ BEFORE_FIRST = ("queue", "prefill")
 
 
 def stage_seconds(report: RequestEnded) -> StageSeconds:
-    """Seconds by stage, of those that its last attempt went through."""
-    if report.timeline is None:
+    """Seconds by stage, of those that its last attempt went through.
+
+    One that began after the first token says nothing of how long that took: a node's death must not
+    look like a queue. What it cost, the wait for more tokens, is decode's.
+    """
+    timeline = report.timeline
+    if timeline is None:
         return {}
-    return {stage.name: stage.seconds for stage in stages_of(report.timeline)}
+    started_s, first_s, end_s = (
+        timeline.prefill_start_s, timeline.first_token_s, timeline.finished_s,
+    )  # fmt: skip
+    if started_s is not None and first_s is not None and started_s > first_s:
+        return {} if end_s is None else {"decode": max(0.0, end_s - first_s)}
+    return {stage.name: stage.seconds for stage in stages_of(timeline)}
 
 
 def durations_ms(report: RequestEnded, seconds: StageSeconds) -> tuple[float | None, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from coordinator.core import Coordinator
 from coordinator.dashboard.meters import NodeMeters, NodePace, RequestMeter
-from coordinator.members import GatewayRecord, NodeRecord
+from coordinator.members import SAID_GOODBYE, GatewayRecord, NodeRecord
 from tandem.messages.membership import NodeLoad, RoleWeights
 from tandem.messages.operations import (
     SNAPSHOT_VERSION,
@@ -189,4 +189,4 @@ class Surveyor:
 
 def _has_left(reason: str) -> bool:
     """Whether a node went as it was told to."""
-    return reason == "said goodbye"
+    return reason == SAID_GOODBYE

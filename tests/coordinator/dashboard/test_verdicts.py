@@ -76,3 +76,14 @@ def test_a_burning_budget_is_a_risk_before_it_is_a_violation(world) -> None:
 )
 def test_the_limiting_stage(tally: Tally, stage: str | None) -> None:
     assert limiting_stage(tally) == stage
+
+
+def test_a_fail_over_does_not_look_like_a_queue(world, make_timeline) -> None:
+    """The last attempt's prefill began after the first token had come from an earlier one."""
+    died = make_timeline(
+        world.unix_s, prefill_start_s=4.2, transfer_end_s=4.3, decode_start_s=4.3, finished_s=6.0
+    )
+    world.serve(1, sla_attained=False, tpot_ms=500.0, timeline=died)
+    verdict = standard(world)
+    assert verdict.limiting_stage == "decode"
+    assert verdict.stages.queue is None and verdict.stages.ttft is not None
