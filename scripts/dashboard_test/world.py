@@ -299,7 +299,7 @@ class World:
             events.append(
                 Event(
                     number=20,
-                    unix_s=self.began_at + 1,
+                    unix_s=base + 30,
                     kind="member",
                     text="node decode-1 is down: no heartbeat for 3.0 s",
                 )

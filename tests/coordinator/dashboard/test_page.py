@@ -8,6 +8,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tandem.messages.operations import (
@@ -146,7 +147,7 @@ def test_inputs_have_labels(page: Page) -> None:
         ("record.js", "record", RequestRecord),
     ],
 )
-def test_fields_that_are_read_exist(script: str, variable: str, view: type) -> None:
+def test_fields_that_are_read_exist(script: str, variable: str, view: type[msgspec.Struct]) -> None:
     text = (STATIC / script).read_text()
     beside = {"windowName", "map", "parts", "tag"}
     read = set(re.findall(rf"\b{variable}\.([a-z]\w*)\b(?!\()", text)) - beside
