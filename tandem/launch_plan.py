@@ -51,8 +51,8 @@ class ClusterPlan:
         """`gateway`, `gateway-1`, `gateway-2`, ..."""
         name = f"gateway-{index}" if index else "gateway"
         ports = ("--port", str(self.gateway_ports[index]))
-        ports = (*ports, "--http-port", str(self.http_ports[index]))
-        flags = ("--name", name, *LOOPBACK, *ports, *self._common())
+        http = ("--http-port", str(self.http_ports[index]))
+        flags = ("--name", name, *LOOPBACK, *ports, *http, *self._common())
         return ProcessPlan(name=name, module="gateway", flags=(*flags, *self.gateway_args))
 
     def coordinator(self) -> ProcessPlan:
