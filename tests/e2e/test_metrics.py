@@ -19,6 +19,7 @@ from tandem.launch import LocalCluster
 from tandem.metrics import TABLE
 from tandem.metrics_vllm import VLLM_TABLE
 
+pytestmark = pytest.mark.timeout(90)  # the first test starts the deployment
 NAME = re.compile(r"\b(?:tandem|process|vllm)[:_][a-z0-9_:]*[a-z0-9]")
 SUFFIX = re.compile(r"_(bucket|sum|count)$")
 PROMPT = list(range(100, 150))
