@@ -2,12 +2,20 @@
 
 from collections.abc import Callable
 
-from benchmarks.compare import calibrate, overload, policies_real, policies_sim, sim_vs_real
+from benchmarks.compare import (
+    calibrate,
+    http_door,
+    overload,
+    policies_real,
+    policies_sim,
+    sim_vs_real,
+)
 from benchmarks.options import Options
 from benchmarks.report import Report
 
 COMPARISONS: dict[str, Callable[[Options], Report]] = {
     "calibrate": calibrate.run,
+    "http_door": http_door.run,
     "overload": overload.run,
     "policies_real": policies_real.run,
     "policies_sim": policies_sim.run,
