@@ -13,7 +13,8 @@ ROUNDS = 3  # others use the processors too: one round was seen at a tenth of th
 def best_of(folder: Path, *, encrypt: bool) -> dict[str, float]:
     """The best speed of each transport over a few rounds. Raises ValueError where none works."""
     rounds = [measure_loopback(folder, encrypt=encrypt) for _ in range(ROUNDS)]
-    return {name: max(speeds.get(name, 0.0) for speeds in rounds) for name in rounds[0]}
+    names = sorted({name for speeds in rounds for name in speeds})
+    return {name: max(speeds.get(name, 0.0) for speeds in rounds) for name in names}
 
 
 def main() -> int:
