@@ -17,8 +17,6 @@ from tandem import json_schema
 PATIENCE_S = 10.0
 MAX_KNOWN = 1024
 NUM_AT_ONCE = 2
-# Without ours: the child needs neither keys nor addresses, and no threads.
-ENVIRONMENT = {"PATH": os.defpath, "RAYON_NUM_THREADS": "1"}
 logger = logging.getLogger(__name__)
 
 
@@ -76,7 +74,7 @@ async def run_child(text: bytes) -> tuple[int | None, str]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        env=ENVIRONMENT,
+        env={**os.environ, "RAYON_NUM_THREADS": "1"},
     )
     try:
         output, _ = await asyncio.wait_for(child.communicate(text), PATIENCE_S)
