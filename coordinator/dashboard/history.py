@@ -28,7 +28,7 @@ MAX_BATCHES = 60  # a disk that stands still for a minute loses what comes after
 FORGET_S = 60.0
 MAX_FILE_BYTES = 256 << 20
 PAGE_BYTES = 4096
-CLOSE_S = 5.0
+CLOSE_S = 10.0
 logger = logging.getLogger(__name__)
 
 

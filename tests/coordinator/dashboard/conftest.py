@@ -156,7 +156,7 @@ class Site:
     outbox: Outbox
     client: httpx.AsyncClient
 
-    async def until(self, is_so: Callable[[], bool], seconds: float = 10.0) -> None:
+    async def until(self, is_so: Callable[[], bool], seconds: float = 20.0) -> None:
         """Wait for something to be so."""
         async with asyncio.timeout(seconds):
             while True:
@@ -198,7 +198,7 @@ def open_site(make_cluster):
         loops = [asyncio.ensure_future(each) for each in (dashboard.run(), desk.tick())]
         url = dashboard.address
         try:
-            async with httpx.AsyncClient(base_url=url, timeout=10.0, verify=False) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=20.0, verify=False) as client:
                 site = Site(cluster, dashboard, outbox, client)
                 await site.until(lambda: dashboard.is_serving)
                 yield site

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-import time
 from pathlib import Path
 
 import msgspec
@@ -223,10 +222,9 @@ def test_an_endless_head_is_cut_and_others_are_served(
             writer.close()
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(b"GET / HT")  # and never more
-            began = time.monotonic()
-            with contextlib.suppress(ConnectionError):
-                assert await reader.read(100) == b""
-            assert time.monotonic() - began < 9
+            async with asyncio.timeout(20):
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read(100) == b""
             writer.close()
             for junk in (b"\0" * 100, b"\x16\x03\x01" + b"\xff" * 50, b"GET /\n\n"):
                 reader, writer = await asyncio.open_connection(host, int(port))

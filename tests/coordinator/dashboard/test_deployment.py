@@ -25,7 +25,7 @@ class Board:
         self.cluster = cluster
 
     def get(self, path: str) -> bytes:
-        answer = httpx.get(f"{self.cluster.dashboard_address}{path}", verify=False)
+        answer = httpx.get(f"{self.cluster.dashboard_address}{path}", verify=False, timeout=20)
         assert answer.status_code == 200, answer.text
         return answer.content
 
@@ -37,7 +37,7 @@ class Board:
 
     def post(self, path: str, **body) -> dict:
         url = f"{self.cluster.dashboard_address}{path}"
-        answer = httpx.post(url, json=body, verify=False)
+        answer = httpx.post(url, json=body, verify=False, timeout=20)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
