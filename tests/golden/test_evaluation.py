@@ -12,6 +12,7 @@ import transformers
 from numpy.typing import NDArray
 
 from engine.build import EngineOptions, build_runner
+from engine.evaluation import score_on_cpu, score_on_device
 from engine.runner import TorchRunner
 from node.runner import ChunkQuestion, SampleRequest, SequenceStep, StepBatch
 from prefill_node.questions import answer_of, question_of
@@ -184,3 +185,13 @@ def test_states_that_are_no_numbers_are_an_error(
         assert result is not None
         assert result.values is None
         assert "not numbers" in (result.error or "")
+
+
+def test_a_devices_logprobs_are_those_of_the_cpu() -> None:
+    logits = torch.randn(9, 4096, generator=torch.Generator().manual_seed(0)) * 5
+    next_ids = np.random.default_rng(0).integers(0, 4096, 9).astype(np.int32)
+    exact, ours = score_on_cpu(logits, next_ids, 5), score_on_device(logits, next_ids, 5)
+    np.testing.assert_allclose(ours[0], exact[0], rtol=0, atol=1e-5)
+    assert (ours[1] == exact[1]).all()
+    np.testing.assert_allclose(ours[2], exact[2], rtol=0, atol=1e-5)
+    assert [part.dtype for part in ours] == [part.dtype for part in exact]
