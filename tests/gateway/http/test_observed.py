@@ -28,7 +28,7 @@ class Collector(InMemorySpanExporter):
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch):
     module = ModuleType(EXPORTER)
-    module.OTLPSpanExporter = Collector
+    module.__dict__["OTLPSpanExporter"] = Collector
     monkeypatch.setitem(sys.modules, EXPORTER, module)
     yield Collector
     Collector.made.clear()
