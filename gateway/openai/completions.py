@@ -24,6 +24,7 @@ from gateway.openai.prompts import Prompt, prompts_of
 from gateway.openai.reading import Begun, Ending, Piece
 from gateway.openai.requests import CompletionRequest
 from gateway.openai.serving import Generation
+from gateway.openai.targets import Targets, targets_of
 from gateway.openai.telling import Silence, Told
 from tandem.frames import TokenIds
 from tandem.messages.common import TokenLogprobs
@@ -92,7 +93,8 @@ class Completions:
             return [PromptShown(tuple(ids.array.tolist()) if shows_ids else ()) for ids in encoded]
         scored: Sequence[tuple[TokenLogprobs, ...]] = [()] * len(encoded)
         if body.logprobs is not None:
-            scored = await self._score(request, body.logprobs, encoded)
+            targets = targets_of(body, request.headers)
+            scored = await self._score(request, body.logprobs, targets, encoded)
         skips = body.skip_special_tokens is not False
         decode = self._generation.services.text.decode
         shown = []
@@ -103,7 +105,7 @@ class Completions:
         return shown
 
     async def _score(
-        self, request: Request, num_top: int, encoded: Sequence[TokenIds]
+        self, request: Request, num_top: int, targets: Targets, encoded: Sequence[TokenIds]
     ) -> list[tuple[TokenLogprobs, ...]]:
         """Of every prompt, the logprobs of its tokens but the first."""
         key, room = call_of(request).key, asyncio.Semaphore(MAX_EVALUATIONS)
@@ -113,7 +115,14 @@ class Completions:
             if len(ids) == 1:
                 return ()
             async with room:
-                asked = EvaluationAsked(task="score", prompt_ids=ids, num_top=num_top)
+                asked = EvaluationAsked(
+                    task="score",
+                    prompt_ids=ids,
+                    num_top=num_top,
+                    sla_class=targets.sla_class,
+                    priority=targets.priority,
+                    deadline_s=targets.deadline_s,
+                )
                 return (await evaluate(asked, key=key)).logprobs
 
         try:
