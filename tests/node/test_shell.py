@@ -56,6 +56,9 @@ class Surroundings:
     def load(self) -> Any:
         return LOAD
 
+    def links(self) -> tuple[Any, ...]:
+        return ()
+
     def close_all(self) -> None:
         """There are no links."""
 
