@@ -33,17 +33,23 @@ logger = logging.getLogger(__name__)
 
 
 class History:
-    """An open file. `kept` is what it had; `notes` say what is wrong, for the event log."""
+    """An open file. `notes` say what is wrong with it, for the event log."""
 
     def __init__(self, path: Path) -> None:
         """Raises ValueError for a place where no file can be, and for a file of others."""
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._path = path
-        self.kept = self._open()
+        self._kept: Batch | None = self._open()
         self._batches: queue.Queue[Batch | None] = queue.Queue(MAX_BATCHES)
         self._is_behind = False
         self._writer = threading.Thread(target=self._write_all, name="history", daemon=True)
         self._writer.start()
+
+    def take_kept(self) -> Batch:
+        """What the file had when it was opened; to be asked once."""
+        kept, self._kept = self._kept, None
+        assert kept is not None, "asked once"
+        return kept
 
     def write(self, batch: Batch) -> None:
         """Keep what changed; never waits."""

@@ -60,7 +60,7 @@ class Dashboard:
                 self._history.close()
             raise
         if self._history is not None:
-            self._observer.restore(self._history.kept)
+            self._observer.restore(self._history.take_kept())
         text = f"the coordinator starts, as incarnation {core.members.incarnation}"
         self._observer.say("member", text, time.time())
 

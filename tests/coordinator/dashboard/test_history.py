@@ -24,7 +24,7 @@ def reopened(make_world, path: Path, world):
     again = make_world()
     again.offset_s = world.unix_s - again.cluster.now
     history = History(path)
-    again.observer.restore(history.kept)
+    again.observer.restore(history.take_kept())
     history.close()
     return again
 
