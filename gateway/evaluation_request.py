@@ -85,7 +85,7 @@ class LiveEvaluation:
             num_output_tokens=0,
             max_output_tokens=0,
             sla_class=new.sla_class,
-            ttft_ms=None,
+            ttft_ms=asked.ttft_ms,
             tpot_ms=None,
             tenant=new.tenant,
             tenant_weight=new.tenant_weight,

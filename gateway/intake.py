@@ -185,7 +185,7 @@ class Intake:
         if self.is_closed:
             raise Rejected("unavailable", STOPPING)
         self._room.check(tenant, num_bytes, self._tenants.max_live(tenant), now)
-        wanted = Submit(label="", sla_class=asked.sla_class)
+        wanted = Submit(label="", sla_class=asked.sla_class, ttft_ms=asked.ttft_ms)
         own_class = self._tenants.with_class(tenant, wanted).sla_class
         self._tenants.take_rate(tenant, now)
         self._room.take(request_id, tenant, num_bytes)

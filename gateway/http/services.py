@@ -70,6 +70,7 @@ class EvaluationAsked:
     num_top: int = 0
     first_scored: int = 1  # index of the first prompt token whose logprob is wanted
     sla_class: str | None = None
+    ttft_ms: float | None = None  # a target of its own, for the time to the answer
     priority: int = 0
     deadline_s: float | None = None
 

@@ -120,6 +120,7 @@ class Completions:
                     prompt_ids=ids,
                     num_top=num_top,
                     sla_class=targets.sla_class,
+                    ttft_ms=targets.ttft_ms,
                     priority=targets.priority,
                     deadline_s=targets.deadline_s,
                 )

@@ -170,6 +170,7 @@ class Evaluation:
         asked = replace(
             asked,
             sla_class=targets.sla_class,
+            ttft_ms=targets.ttft_ms,
             priority=targets.priority,
             deadline_s=targets.deadline_s,
         )

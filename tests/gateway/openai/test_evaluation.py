@@ -119,8 +119,10 @@ def test_vectors_are_cut_then_normalised() -> None:
 
 def test_what_is_asked_of_the_nodes() -> None:
     nodes = Nodes()
-    post("/v1/embeddings", nodes, input="ab", pooling="mean", sla_class="batch", priority=3)
+    own = {"sla_class": "batch", "priority": 3, "ttft_ms": 700}
+    post("/v1/embeddings", nodes, input="ab", pooling="mean", **own)
     [asked] = nodes.asked
+    assert asked.ttft_ms == 700.0
     assert (asked.task, asked.pooling) == ("embed", "mean")
     assert (asked.sla_class, asked.priority, asked.deadline_s) == ("batch", 3, None)
     nodes = Nodes()
