@@ -114,7 +114,10 @@ class CompletionScribe:
             text_offset=offsets,
             token_logprobs=[None if own is None else own.logprob for own in logprobs],
             tokens=[self._names.in_completion(token_id) for token_id in token_ids],
-            top_logprobs=[None if own is None else self._top(own) for own in logprobs],
+            top_logprobs=[
+                None if own is None else self._top(token_id, own)
+                for token_id, own in zip(token_ids, logprobs, strict=True)
+            ],
         )
 
     def _step(self, token_id: int) -> int:
@@ -124,11 +127,12 @@ class CompletionScribe:
             self._offset += len(self._decoder.decode(self._names.bytes_of(token_id)))
         return offset
 
-    def _top(self, own: TokenLogprobs) -> dict[str, float]:
-        """The likeliest of those that are called alike."""
+    def _top(self, token_id: int, own: TokenLogprobs) -> dict[str, float]:
+        """The likeliest of those that are called alike; the token itself is always there."""
         top: dict[str, float] = {}
-        for token_id, logprob in own.top:
-            top.setdefault(self._names.in_completion(token_id), logprob)
+        for other_id, logprob in own.top:
+            top.setdefault(self._names.in_completion(other_id), logprob)
+        top.setdefault(self._names.in_completion(token_id), own.logprob)
         return top
 
 

@@ -17,6 +17,7 @@ import pytest
 from tandem.model_folder import load_generation_defaults
 from tandem.sampling import SamplingParams
 
+pytestmark = pytest.mark.timeout(150)  # the first test starts the deployment
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CODE = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n"
 ASK = "write a function that adds two numbers"
@@ -55,7 +56,6 @@ def narrow(logprob: float) -> float:
     return float(np.float32(logprob))
 
 
-@pytest.mark.timeout(90)
 def test_regression_11_choices_and_lists_of_prompts_are_what_one_process_says(
     deployment: Any,
     sdk: openai.OpenAI,
@@ -253,7 +253,6 @@ def test_who_closes_a_stream_cancels_it(deployment: Any, sdk: openai.OpenAI) -> 
 
 
 @pytest.mark.parametrize("name", ["openai_sdk.py", "openai_async.py", "curl.sh"])
-@pytest.mark.timeout(60)
 def test_examples_over_http_run(deployment: Any, name: str) -> None:
     program = ["bash"] if name.endswith(".sh") else [sys.executable]
     command = [*program, EXAMPLES / name, deployment.cluster.http_address]

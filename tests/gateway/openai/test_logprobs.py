@@ -36,6 +36,11 @@ def test_offsets_are_characters_of_the_text() -> None:
     assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == 6
 
 
+def test_the_token_itself_is_among_its_alternatives() -> None:
+    unlikely = TokenLogprobs(logprob=-9.0, top=((1, -0.1),))
+    assert CompletionScribe(NAMES).take([6], [unlikely]).top_logprobs == [{"a": -0.1, "é": -9.0}]
+
+
 def test_of_two_that_are_called_alike_the_likelier_is_listed() -> None:
     same = TokenNames(lambda token_id: b"x", lambda token_id: False, as_ids=False)
     told = CompletionScribe(same).take([1], [own((1, -1.0), (2, -2.0))])
