@@ -34,14 +34,21 @@ def run_schemathesis(environment: Environment, gateway: str, num_cases: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "junit.xml")
         command = [
-            str(environment.program("schemathesis")),
+            str(environment.program("schemathesis").absolute()),
             *("run", f"{gateway}/openapi.json", "--url", gateway),
             *("--checks", "not_a_server_error", "--phases", "coverage,fuzzing"),
             *("--max-examples", str(num_cases), "--request-timeout", "60", "--seed", "1"),
             *("--continue-on-failure", "--suppress-health-check", "all"),
             *("--report", "junit", "--report-junit-path", str(report)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            command,
+            cwd=folder,  # it leaves a folder of its own
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
     if done.returncode == 0:
         return [("no server error", None)]
     return [("no server error", done.stdout[-1500:] or done.stderr[-1500:])]
