@@ -26,6 +26,7 @@ from gateway.intake import Intake
 from gateway.ledger import Ledger
 from gateway.lengths import Lengths, make_lengths
 from gateway.node_links import NodeLinks
+from gateway.observers import Observers
 from gateway.pool_view import PoolView
 from gateway.served_model import ServedModel
 from gateway.tenant_file import TenantFile
@@ -36,12 +37,7 @@ from tandem.event_log import open_log, record
 from tandem.keys import Keyring
 from tandem.messages.client import ClientPong, Done, Refused, Submit
 from tandem.messages.common import NAMES_ADVICE, NodeRef
-from tandem.messages.placement import (
-    GatewayHello,
-    Placed,
-    PlaceRefused,
-    ToGatewayFromCoordinator,
-)
+from tandem.messages.placement import GatewayHello, Placed, PlaceRefused, ToGatewayFromCoordinator
 from tandem.messages.serving import PeerBeat
 from tandem.service import log_stats, run_until
 from tandem.sockets import keyring_or_loopback, peer_identity
@@ -154,25 +150,31 @@ class Gateway:
             receive=self._from_node,
             keys=keys,
         )
-        self._evaluations = Evaluations(
-            EvaluationLedger(self._known_as, num_labels=model.identity.num_labels),
+        self._evaluations = self._make_evaluations()
+        self._observers = self._make_observers(sessions)
+        self._tokenization.watch(self._observers.metrics.tokenised)
+        self._site = None if config.http_port == NO_HTTP else self._make_site()
+        self._ticked_at = time.monotonic()
+
+    def _make_evaluations(self) -> Evaluations:
+        return Evaluations(
+            EvaluationLedger(self._known_as, num_labels=self._model.identity.num_labels),
             offer=self._offer,
             enter=self._intake.enter_evaluation,
             leave=self._intake.leave_evaluation,
             to_node=self._nodes.send,
             to_coordinator=self._coordinator.send,
         )
-        self._observers = parts.make_observers(
-            config,
+
+    def _make_observers(self, sessions: Sessions) -> Observers:
+        return parts.make_observers(
+            self._config,
             self._gateway_id,
-            model.identity.served_name,
+            self._model.identity.served_name,
             ledger=self._ledger,
             sessions=sessions,
             pools=self._pools,
         )
-        self._tokenization.watch(self._observers.metrics.tokenised)
-        self._site = None if config.http_port == NO_HTTP else self._make_site()
-        self._ticked_at = time.monotonic()
 
     def _make_site(self) -> HttpSite:
         services = Services(

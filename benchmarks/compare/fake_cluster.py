@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import uvloop
 import zmq.asyncio
 
-from tandem.messages.common import NodeRef, PrefillReport, SlaTargets
+from tandem.messages.common import DecodeReport, NodeRef, PrefillReport, SlaTargets
 from tandem.messages.placement import (
     FromGateway,
     GatewayHello,
@@ -25,7 +25,6 @@ from tandem.messages.serving import (
     Cancel,
     CommandAck,
     Decode,
-    DecodeReport,
     Emission,
     EmissionAck,
     Ending,

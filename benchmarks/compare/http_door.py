@@ -7,6 +7,7 @@ callers that read bytes and throw them away. CPU is the gateway's alone, all its
 import asyncio
 import json
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -82,7 +83,7 @@ def _launch(stack: ExitStack, folder: Path, name: str, module: str, *flags: str)
 
 
 def _end(process: ChildProcess) -> None:
-    process.send_signal(9)
+    process.send_signal(signal.SIGKILL)
     process.wait(10.0)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -140,6 +141,10 @@ class HttpGateway:
         """Nodes hold nothing, and no caller is served."""
         self.until(lambda: not any(node.specs for node in self.cluster.world.nodes.values()))
         self.until(lambda: num_serving() == 0)
+
+    def holdings(self) -> int:
+        """Tasks of the gateway's loop, and descriptors of this process."""
+        return len(asyncio.all_tasks()) + len(os.listdir("/proc/self/fd"))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

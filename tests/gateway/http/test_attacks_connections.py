@@ -204,6 +204,7 @@ def test_h12_who_hangs_up_before_the_first_token_frees_the_nodes(gateway: HttpGa
                 gateway.until(lambda: bool(gateway.cluster.world.nodes["d0"].specs))
             gateway.until_idle()
         gateway.until(lambda: len(gateway.cluster.ends) >= num_ends + len(bodies))
+        assert {end.reason for end in gateway.cluster.ends[num_ends:]} == {"cancelled"}
 
 
 # --- H13: crowds -------------------------------------------------------------------------------
@@ -244,6 +245,8 @@ def test_h13_more_requests_than_allowed_are_told_when_to_come_back(gateway: Http
 
 def test_h14_a_thousand_callers_that_hang_up_leave_nothing(gateway: HttpGateway) -> None:
     data = request("POST", "/v1/completions", to_json(MANY))
+    gateway.until_idle()
+    before = gateway.run(gateway.holdings)
     for number in range(1000):
         connection = gateway.connect()
         connection.sendall(data)
@@ -252,6 +255,8 @@ def test_h14_a_thousand_callers_that_hang_up_leave_nothing(gateway: HttpGateway)
         else:
             connection.close()
     gateway.until_idle()
+    gateway.until(lambda: gateway.holdings() <= before)
+    assert gateway.run(gateway.cluster.world.nodes["d0"].emit) == []
 
 
 # --- H15: other ways to speak HTTP -------------------------------------------------------------
@@ -279,8 +284,11 @@ def test_h15_what_comes_behind_a_stream_does_not_hide_its_end(gateway: HttpGatew
     stream = request("POST", "/v1/completions", to_json(MANY), keep=True)
     connection.sendall(stream + request("GET", "/health", keep=True))
     read_until(connection, b"data: ")
+    num_ends = len(gateway.cluster.ends)
     connection.close()
     gateway.until_idle()
+    gateway.until(lambda: len(gateway.cluster.ends) > num_ends)
+    assert gateway.cluster.ends[-1].reason == "cancelled"
 
 
 def test_h15_http_1_0_gets_an_answer_and_an_end(gateway: HttpGateway) -> None:

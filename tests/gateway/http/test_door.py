@@ -103,6 +103,9 @@ class Site:
     async def echo(self, request: Request) -> Response:
         return json_response(await read_body(request, dict[str, str]))
 
+    async def until_ended(self, name: str) -> None:
+        await until(lambda: self.ended[-1:] == [name])
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
@@ -193,7 +196,7 @@ def test_a_stream_ends_with_its_caller(run_site) -> None:
             else:
                 await until(lambda: len(site.calls) == 1)
             writer.transport.abort()
-            await until(lambda path=path: site.ended[-1:] == [path[1:]])
+            await site.until_ended(path[1:])
         assert site.ended == ["stream", "flood", "wait"]
 
     run_site(body)
