@@ -150,9 +150,12 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.devtools("Emulation.setEmulatedMedia", features=features)
 
-    def screenshot(self, path: Path, *, whole_page: bool = True) -> None:
-        """A PNG of the page."""
-        shot = self.devtools("Page.captureScreenshot", captureBeyondViewport=whole_page)
+    def screenshot(self, path: Path, *, size: tuple[int, int] | None = None) -> None:
+        """A PNG of what is seen, or of so much from the top left corner on."""
+        clip = {}
+        if size is not None:
+            clip = {"clip": {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}}
+        shot = self.devtools("Page.captureScreenshot", **clip)
         path.write_bytes(base64.b64decode(msgspec.convert(shot, dict[str, str])["data"]))
 
     def console(self) -> list[str]:

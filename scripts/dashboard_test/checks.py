@@ -61,7 +61,8 @@ class Report:
         whole = int(browser.number("document.documentElement.scrollHeight"))
         browser.resize(width, whole, is_mobile=is_narrow)
         time.sleep(0.6)
-        browser.screenshot(self.folder / f"dashboard-{name}.png")
+        end = browser.number("document.querySelector('.foot').getBoundingClientRect().bottom")
+        browser.screenshot(self.folder / f"dashboard-{name}.png", size=(width, int(end)))
         browser.resize(*WIDE)
 
 

@@ -49,7 +49,7 @@ def _keyboard(report: Report, browser: Browser, server: Running) -> None:
     report.await_(browser, "arrow keys read a chart out", f"{said}.includes('queue')")
     needles = "document.querySelectorAll('.needle[d^=M]').length"
     report.await_(browser, "every chart marks that moment", f"{needles} === 8")
-    browser.screenshot(report.folder / "dashboard-moment.png", whole_page=False)
+    browser.screenshot(report.folder / "dashboard-moment.png")
     browser.press("Escape", "/")
     browser.type("#event-filter", "turns decode-2")
     lines = "document.querySelectorAll('#event-log li').length"
@@ -76,7 +76,7 @@ def try_key(report: Report) -> None:
         browser.go(server.address)
         report.await_(browser, "it asks for a key", "document.getElementById('key-dialog').open")
         time.sleep(0.5)
-        browser.screenshot(report.folder / "dashboard-key.png", whole_page=False)
+        browser.screenshot(report.folder / "dashboard-key.png")
         browser.type("#key", "wrong")
         browser.press("Enter")
         report.await_(

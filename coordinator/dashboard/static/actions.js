@@ -6,7 +6,14 @@ import { number, plural } from "./format.js";
 export function makeActions(node, orders) {
   const box = el("form", { class: "node-actions", "aria-label": `Actions on ${node.node_id}` });
   const field = (label, value) => {
-    const input = el("input", { type: "number", min: "0", max: "1", step: "0.05", required: true, value: number(value) });
+    const input = el("input", {
+      type: "number",
+      min: "0",
+      max: "1",
+      step: "0.05",
+      required: true,
+      value: number(value),
+    });
     return { input, label: el("label", {}, label, input) };
   };
   const prefill = field("prefill weight", node.weights.prefill);
@@ -18,8 +25,11 @@ export function makeActions(node, orders) {
     const weights = { prefill: Number(prefill.input.value), decode: Number(decode.input.value) };
     orders.ask(weightsOf(box.node, weights));
   });
-  box.append(el("h3", {}, "Actions"), el("div", { class: "weights" }, prefill.label, decode.label),
-    el("div", { class: "buttons" }, el("button", { type: "submit" }, "Set weights…"), drain));
+  box.append(
+    el("h3", {}, "Actions"),
+    el("div", { class: "weights" }, prefill.label, decode.label),
+    el("div", { class: "buttons" }, el("button", { type: "submit" }, "Set weights…"), drain),
+  );
   box.parts = { drain };
   return box;
 }
@@ -35,12 +45,16 @@ function drainOf(node) {
   const running = node.num_decode_running + node.num_decode_waiting;
   const waiting = node.num_prefill_waiting;
   const work = [];
-  if (running > 0) work.push(`its ${plural(running, "sequence")} move to other decode nodes with their pages`);
+  if (running > 0)
+    work.push(`its ${plural(running, "sequence")} move to other decode nodes with their pages`);
   if (waiting > 0) work.push(`its ${plural(waiting, "prompt")} are finished first`);
   return {
-    path: `/api/nodes/${encodeURIComponent(node.node_id)}/drain`, body: {},
+    path: `/api/nodes/${encodeURIComponent(node.node_id)}/drain`,
+    body: {},
     title: `Drain ${node.node_id}?`,
-    text: `Nothing new is placed on it${work.length > 0 ? `; ${work.join(", ")}` : ""}. Then it leaves, and its process ends.`,
+    text:
+      `Nothing new is placed on it${work.length > 0 ? `; ${work.join(", ")}` : ""}. ` +
+      "Then it leaves, and its process ends.",
     force: "even if it is the last node of a role (requests then fail until another comes)",
     yes: `Drain ${node.node_id}`,
   };
@@ -51,10 +65,13 @@ function weightsOf(node, weights) {
   const closed = ["prefill", "decode"].filter((role) => weights[role] === 0);
   const note = closed.length > 0 ? ` It takes no new ${closed.join(" or ")} work.` : "";
   return {
-    path: `/api/nodes/${encodeURIComponent(node.node_id)}/weights`, body: weights,
+    path: `/api/nodes/${encodeURIComponent(node.node_id)}/weights`,
+    body: weights,
     title: `Give ${node.node_id} other roles?`,
-    text: `Prefill / decode change from ${now} to ${number(weights.prefill)} / ${number(weights.decode)}.${note} `
-      + "The balancer leaves the node alone for a while.",
+    text:
+      `Prefill / decode change from ${now} to ` +
+      `${number(weights.prefill)} / ${number(weights.decode)}.${note} ` +
+      "The balancer leaves the node alone for a while.",
     force: "even if only a slow node is left for a role",
     yes: "Set weights",
   };
@@ -98,7 +115,8 @@ export class Orders {
         setText(byId("confirm-error"), answer.message);
       }
     } catch (error) {
-      const advice = error.status === 401 || error.status === 403 ? " Reload the page to give another key." : "";
+      const advice =
+        error.status === 401 || error.status === 403 ? " Reload the page to give another key." : "";
       setText(byId("confirm-error"), error.message + advice);
     } finally {
       yes.disabled = false;

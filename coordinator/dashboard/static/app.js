@@ -39,8 +39,15 @@ const record = new Record(link, (requestId, outcome) => {
 });
 const requests = new Requests(link, (requestId) => record.open(requestId));
 const panels = [
-  verdicts, new Balance(live), new Latency(live), new Memory(live), new Flow(live),
-  new Nodes(new Orders(link, notify)), requests, record, events,
+  verdicts,
+  new Balance(live),
+  new Latency(live),
+  new Memory(live),
+  new Flow(live),
+  new Nodes(new Orders(link, notify)),
+  requests,
+  record,
+  events,
 ];
 
 // --- what comes in ------------------------------------------------------------------------------
@@ -48,8 +55,11 @@ const panels = [
 function onSnapshot(snapshot) {
   heardAt = performance.now();
   if (incarnation !== null && incarnation !== snapshot.coordinator_incarnation) {
-    notify(`The coordinator restarted: this is incarnation ${count(snapshot.coordinator_incarnation)}, `
-      + `up for ${duration(snapshot.uptime_s)}. Requests that ran went on; its figures begin anew.`, "risk");
+    notify(
+      `The coordinator restarted ${duration(snapshot.uptime_s)} ago. Requests that ran went on; ` +
+        "rates and the charts of 5 minutes begin anew.",
+      "risk",
+    );
     seriesAskedAt = -Infinity;
   }
   if (incarnation === null) openLinked();
@@ -87,9 +97,15 @@ function titleOf(snapshot) {
 }
 
 function footOf(snapshot) {
-  const length = snapshot.max_model_len === null ? "" : `, up to ${count(snapshot.max_model_len)} tokens per request`;
-  return `Coordinator up for ${duration(snapshot.uptime_s)}, incarnation ${count(snapshot.coordinator_incarnation)}${length}. `
-    + "Rates and busy shares are over ten seconds, stage times over five minutes. Press ? for keys.";
+  const length =
+    snapshot.max_model_len === null
+      ? ""
+      : `, up to ${count(snapshot.max_model_len)} tokens per request`;
+  return (
+    `Coordinator up for ${duration(snapshot.uptime_s)}, ` +
+    `incarnation ${snapshot.coordinator_incarnation}${length}. ` +
+    "Rates and busy shares are over ten seconds, stage times over five minutes. Press ? for keys."
+  );
 }
 
 async function loadSeries() {
@@ -127,14 +143,22 @@ function onState(name, status) {
 function showLink() {
   const { state: name } = link;
   const shown = isHeld && name === "live" ? "held" : name;
-  const words = { connecting: "Connecting", live: "Live", held: "Held", reconnecting: "Reconnecting", locked: "Key needed" };
+  const words = {
+    connecting: "Connecting",
+    live: "Live",
+    held: "Held",
+    reconnecting: "Reconnecting",
+    locked: "Key needed",
+  };
   setAttr(byId("link"), "data-state", shown);
   setText(byId("link-state"), words[shown]);
   const age = (performance.now() - heardAt) / 1000;
   const data = heardAt === 0 ? "no data yet" : `data ${duration(age)} old`;
   const wait = Math.max(0, Math.ceil((link.retryAt - Date.now()) / 1000));
   const texts = {
-    connecting: "", locked: data, held: data,
+    connecting: "",
+    locked: data,
+    held: data,
     live: state.snapshot === null ? "" : `as of ${clock(state.snapshot.unix_s)}`,
     reconnecting: `${data}, next try ${wait > 0 ? `in ${wait}\u202fs` : "now"}`,
   };
@@ -145,7 +169,12 @@ function showLink() {
 function askKey(status) {
   const hadKey = link.hasKey;
   const isWrong = hadKey && status === 401;
-  const text = status === 403 ? link.reason : isWrong ? "That key is not known here. Check that it was copied whole." : "";
+  const text =
+    status === 403
+      ? link.reason
+      : isWrong
+        ? "That key is not known here. Check that it was copied whole."
+        : "";
   setText(byId("key-error"), text);
   if (!byId("key-dialog").open) byId("key-dialog").showModal();
   byId("key").select();
@@ -164,7 +193,11 @@ byId("key-dialog").addEventListener("cancel", (event) => event.preventDefault())
 
 function notify(text, tone) {
   const box = byId("notice");
-  const close = el("button", { type: "button", on: { click: () => setAttr(box, "hidden", true) } }, "Close");
+  const close = el(
+    "button",
+    { type: "button", on: { click: () => setAttr(box, "hidden", true) } },
+    "Close",
+  );
   box.replaceChildren(el("span", {}, text), close);
   setAttr(box, "data-tone", tone);
   setAttr(box, "hidden", null);
@@ -177,7 +210,7 @@ function chooseWindow(name) {
   for (const button of byId("windows").children) {
     setAttr(button, "aria-pressed", String(button.dataset.window === name));
   }
-  if (state.snapshot !== null) loadSeries();  // also while the page is held
+  if (state.snapshot !== null) loadSeries(); // also while the page is held
 }
 
 function hold() {
@@ -191,7 +224,9 @@ function hold() {
 
 function turnTheme() {
   const root = document.documentElement;
-  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const isDark = root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = isDark ? "light" : "dark";
   localStorage.setItem(THEME, root.dataset.theme);
 }

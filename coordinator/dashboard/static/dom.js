@@ -45,7 +45,7 @@ export function setClass(node, name, isOn) {
   if (node.classList.contains(name) !== isOn) node.classList.toggle(name, isOn);
 }
 
-/** A share of the parent's width, by CSSOM: the content security policy forbids style attributes. */
+/** A share of the parent's width, by CSSOM: the security policy forbids style attributes. */
 export function setWidth(node, share) {
   const text = `${(Math.max(0, Math.min(1, share || 0)) * 100).toFixed(2)}%`;
   if (node.style.width !== text) node.style.width = text;
@@ -105,7 +105,11 @@ export function stamp(templateId) {
 
 /** An icon of the sprite in index.html. */
 export function icon(name, className = "icon") {
-  return svg("svg", { class: className, "aria-hidden": "true" }, svg("use", { href: `#i-${name}` }));
+  return svg(
+    "svg",
+    { class: className, "aria-hidden": "true" },
+    svg("use", { href: `#i-${name}` }),
+  );
 }
 
 export function setIcon(node, name) {

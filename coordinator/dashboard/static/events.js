@@ -61,8 +61,12 @@ export class Events {
     this.list.update(fits.slice(-MOST_SHOWN).reverse());
     const shown = Math.min(MOST_SHOWN, fits.length);
     const hidden = this.events.length - shown;
-    setText(byId("events-note"), this.events.length === 0 ? "Nothing has happened yet"
-      : `${count(shown)} shown${hidden > 0 ? `, ${count(hidden)} not` : ""}`);
+    setText(
+      byId("events-note"),
+      this.events.length === 0
+        ? "Nothing has happened yet"
+        : `${count(shown)} shown${hidden > 0 ? `, ${count(hidden)} not` : ""}`,
+    );
   }
 }
 
@@ -71,7 +75,13 @@ const keyOf = ({ unix_s, text }) => `${unix_s.toFixed(3)} ${text}`;
 
 function makeLine({ kind, text, unix_s }) {
   const time = el("time", { datetime: new Date(unix_s * 1000).toISOString() });
-  const line = el("li", {}, time, el("span", { class: `kind kind-${kind}` }, kind), el("p", {}, text));
+  const line = el(
+    "li",
+    {},
+    time,
+    el("span", { class: `kind kind-${kind}` }, kind),
+    el("p", {}, text),
+  );
   line.parts = { time };
   return line;
 }

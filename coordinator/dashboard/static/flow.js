@@ -9,23 +9,54 @@ const RATES_S = 10;
 
 export class Flow {
   constructor(live) {
-    this.transfers = new TimeChart(byId("chart-transfers"), {
-      title: "KV transfer rate, all nodes", height: 176, format: byteRate,
-      rows: [{ key: "transfer_bytes_per_s", label: "KV sent, all nodes", tone: "tone-transfer", kind: "area" }],
-    }, live);
-    this.requests = new TimeChart(byId("chart-flow"), {
-      title: "Requests that ended and those that kept their SLA", height: 132, format: (v) => rate(v), least: 1,
-      rows: [
-        { key: "goodput_per_s", label: "goodput (SLA kept)", tone: "tone-good", kind: "area" },
-        { key: "requests_per_s", label: "throughput", tone: "tone-text", look: "thin" }],
-    }, live);
-    this.lost = new TimeChart(byId("chart-shed"), {
-      title: "Requests shed and failed", height: 78, numTicks: 2, format: (v) => rate(v), kind: "bars", least: 1,
-      zero: "Nothing shed, nothing failed in this window",
-      rows: [
-        { key: "shed_per_s", label: "shed", tone: "tone-warn" },
-        { key: "failed_per_s", label: "failed", tone: "tone-bad" }],
-    }, live);
+    this.transfers = new TimeChart(
+      byId("chart-transfers"),
+      {
+        title: "KV transfer rate, all nodes",
+        height: 176,
+        format: byteRate,
+        rows: [
+          {
+            key: "transfer_bytes_per_s",
+            label: "KV sent, all nodes",
+            tone: "tone-transfer",
+            kind: "area",
+          },
+        ],
+      },
+      live,
+    );
+    this.requests = new TimeChart(
+      byId("chart-flow"),
+      {
+        title: "Requests that ended and those that kept their SLA",
+        height: 132,
+        format: (v) => rate(v),
+        least: 1,
+        rows: [
+          { key: "goodput_per_s", label: "goodput (SLA kept)", tone: "tone-good", kind: "area" },
+          { key: "requests_per_s", label: "throughput", tone: "tone-text", look: "thin" },
+        ],
+      },
+      live,
+    );
+    this.lost = new TimeChart(
+      byId("chart-shed"),
+      {
+        title: "Requests shed and failed",
+        height: 78,
+        numTicks: 2,
+        format: (v) => rate(v),
+        kind: "bars",
+        least: 1,
+        zero: "Nothing shed, nothing failed in this window",
+        rows: [
+          { key: "shed_per_s", label: "shed", tone: "tone-warn" },
+          { key: "failed_per_s", label: "failed", tone: "tone-bad" },
+        ],
+      },
+      live,
+    );
   }
 
   snapshot({ snapshot: { nodes, rates } }) {
@@ -34,8 +65,14 @@ export class Flow {
     const failed = sum("num_transfers_failed");
     setText(byId("transfers-note"), `${plural(sum("num_transfers"), "transfer")} in flight`);
     setText(byId("transfers-say"), sayTransfers(nodes, done, failed, sum("transfer_bytes_per_s")));
-    const share = rates.requests > 0 ? `${percent(Math.min(1, rates.goodput / rates.requests))} of requests are goodput, ` : "";
-    setText(byId("flow-note"), `${share}${number(rates.output_tokens)} tok/s out, ${number(rates.input_tokens)} tok/s in`);
+    const share =
+      rates.requests > 0
+        ? `${percent(Math.min(1, rates.goodput / rates.requests))} of requests are goodput, `
+        : "";
+    setText(
+      byId("flow-note"),
+      `${share}${number(rates.output_tokens)} tok/s out, ${number(rates.input_tokens)} tok/s in`,
+    );
   }
 
   series({ series, from, to, marks }) {
@@ -59,7 +96,8 @@ function sayTransfers(nodes, done, failed, bytesPerS) {
   if (done + failed === 0) return "No KV was handed over yet.";
   const head = `${byteRate(bytesPerS)} now. ${count(done)} transfers done`;
   if (failed === 0) return `${head}, none failed.`;
-  const where = nodes.filter((node) => node.num_transfers_failed > 0)
+  const where = nodes
+    .filter((node) => node.num_transfers_failed > 0)
     .map((node) => `${count(node.num_transfers_failed)} at ${node.node_id}`);
   return `${head}, ${count(failed)} failed: ${list(where.slice(0, 6))}.`;
 }

@@ -1,6 +1,6 @@
 /** Numbers, durations and times as an operator reads them: three digits and a unit. */
 
-const GAP = "\u202f";  // a narrow space that does not break
+const GAP = "\u202f"; // a narrow space that does not break
 export const NONE = "–";
 
 const isNone = (value) => value === null || value === undefined || Number.isNaN(value);
@@ -15,7 +15,9 @@ function digits(value) {
 /** 1234 -> "1,234": counts are whole. */
 export function count(value) {
   if (isNone(value)) return NONE;
-  return Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, ",");
+  return Math.round(value)
+    .toString()
+    .replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
 /** 0.42, 12.3, 1,830, 12.3 k: a number without a unit, or before one. */
@@ -42,7 +44,12 @@ export function duration(value) {
   if (isNone(value)) return NONE;
   const s = Math.max(0, Math.round(value));
   if (s < 60) return `${s}${GAP}s`;
-  const parts = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+  const parts = [
+    ["d", 86400],
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+  ];
   const first = parts.findIndex(([, length]) => s >= length);
   const [unit, length] = parts[first];
   const next = parts[first + 1];

@@ -2,7 +2,20 @@
 
 import { byId, el } from "./dom.js";
 
-const SECTIONS = ["verdict", "balance", "ttft", "itl", "kv", "busy", "transfers", "flow", "nodes", "requests", "record", "events"];
+const SECTIONS = [
+  "verdict",
+  "balance",
+  "ttft",
+  "itl",
+  "kv",
+  "busy",
+  "transfers",
+  "flow",
+  "nodes",
+  "requests",
+  "record",
+  "events",
+];
 const HELP = [
   [["1", "2", "3"], "window of 5 minutes, 1 hour, 3 days"],
   [["j", "k"], "next and previous panel"],
@@ -17,8 +30,12 @@ const HELP = [
 ];
 
 export function listen(actions) {
-  byId("help-keys").append(...HELP.flatMap(([keys, text]) => [
-    el("dt", {}, ...keys.map((key) => el("kbd", {}, key))), el("dd", {}, text)]));
+  byId("help-keys").append(
+    ...HELP.flatMap(([keys, text]) => [
+      el("dt", {}, ...keys.map((key) => el("kbd", {}, key))),
+      el("dd", {}, text),
+    ]),
+  );
   const help = () => byId("help-dialog").showModal();
   byId("help").addEventListener("click", help);
   const keys = {

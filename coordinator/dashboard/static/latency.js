@@ -12,26 +12,53 @@ const URGENCY = { violated: 0, "at risk": 1, ok: 2, "no traffic": 3 };
 export class Latency {
   constructor(live) {
     this.picked = null;
-    this.classes = new Keyed(byId("latency-classes"), (c) => c.sla_class,
-      (c) => this.makeClass(c.sla_class), (button, c) => setAttr(button, "aria-pressed", String(c.sla_class === this.name)));
+    this.classes = new Keyed(
+      byId("latency-classes"),
+      (c) => c.sla_class,
+      (c) => this.makeClass(c.sla_class),
+      (button, c) => setAttr(button, "aria-pressed", String(c.sla_class === this.name)),
+    );
     this.bars = new Waterfall(byId("waterfall"));
     const stages = STAGES.map(({ key, label, tone, isHatched }) => {
-      return { key: `${key}_p50_ms`, label: label.replace("decode ", ""), tone, isHatched, kind: "area" };
+      return {
+        key: `${key}_p50_ms`,
+        label: label.replace("decode ", ""),
+        tone,
+        isHatched,
+        kind: "area",
+      };
     });
-    this.ttft = new TimeChart(byId("chart-ttft"), {
-      title: "Medians of the stages and of the time to first token", height: 150, isStacked: true, format: ms,
-      rows: [...stages,
-        { key: "ttft_p50_ms", label: "TTFT", tone: "tone-text", isLoose: true },
-        { key: "ttft_p99_ms", label: "p99", tone: "tone-text", isLoose: true, look: "thin" }],
-    }, live);
+    this.ttft = new TimeChart(
+      byId("chart-ttft"),
+      {
+        title: "Medians of the stages and of the time to first token",
+        height: 150,
+        isStacked: true,
+        format: ms,
+        rows: [
+          ...stages,
+          { key: "ttft_p50_ms", label: "TTFT", tone: "tone-text", isLoose: true },
+          { key: "ttft_p99_ms", label: "p99", tone: "tone-text", isLoose: true, look: "thin" },
+        ],
+      },
+      live,
+    );
     byId("chart-ttft").classList.add("solid-areas", "with-lines");
-    this.itl = new TimeChart(byId("chart-itl"), {
-      title: "Time between tokens", height: 190, format: ms, isLog: true,
-      rows: [
-        { key: "tpot_p50_ms", label: "TPOT p50", tone: "tone-decode" },
-        { key: "tpot_p99_ms", label: "TPOT p99", tone: "tone-decode", look: "thin" },
-        { key: "max_itl_p99_ms", label: "longest gap p99", tone: "tone-soft", look: "dashed" }],
-    }, live);
+    this.itl = new TimeChart(
+      byId("chart-itl"),
+      {
+        title: "Time between tokens",
+        height: 190,
+        format: ms,
+        isLog: true,
+        rows: [
+          { key: "tpot_p50_ms", label: "TPOT p50", tone: "tone-decode" },
+          { key: "tpot_p99_ms", label: "TPOT p99", tone: "tone-decode", look: "thin" },
+          { key: "max_itl_p99_ms", label: "longest gap p99", tone: "tone-soft", look: "thin" },
+        ],
+      },
+      live,
+    );
     this.rows = new Keyed(byId("itl-rows"), (r) => r.label, makeQuantiles, updateQuantiles);
   }
 
@@ -81,20 +108,28 @@ function most(classes) {
 }
 
 function sayTtft(stages, limit) {
-  if (stages.ttft === null) return "No request of this class had a first token in the last 5 minutes.";
+  if (stages.ttft === null)
+    return "No request of this class had a first token in the last 5 minutes.";
   const known = OF_TTFT.filter(({ key }) => stages[key] !== null);
   const total = known.reduce((sum, { key }) => sum + stages[key].p95, 0);
-  const parts = known.map(({ key, label }) => `${percent(stages[key].p95 / (total || 1))} ${label}`);
-  const share = stages.ttft.p95 <= limit
-    ? `of the ${ms(limit)} promised` : `where ${ms(limit)} are promised`;
-  return `At p95 the first token takes ${ms(stages.ttft.p95)} ${share}${parts.length > 0 ? `: ${list(parts)}` : ""}. `
-    + "Transfer and decode admission come after it, before the second token.";
+  const parts = known.map(
+    ({ key, label }) => `${percent(stages[key].p95 / (total || 1))} ${label}`,
+  );
+  const share =
+    stages.ttft.p95 <= limit ? `of the ${ms(limit)} promised` : `where ${ms(limit)} are promised`;
+  return (
+    `At p95 the first token takes ${ms(stages.ttft.p95)} ${share}` +
+    `${parts.length > 0 ? `: ${list(parts)}` : ""}. ` +
+    "Transfer and decode admission come after it, before the second token."
+  );
 }
 
 function sayItl(stages, limit, name) {
-  if (stages.tpot === null) return `No request of ${name} sent a second token in the last 5 minutes.`;
+  if (stages.tpot === null)
+    return `No request of ${name} sent a second token in the last 5 minutes.`;
   const relation = stages.tpot.p95 <= limit ? "within" : "beyond";
-  return `At p95 ${name} gets a token every ${ms(stages.tpot.p95)}, ${relation} the ${ms(limit)} promised.`;
+  const pace = `a token every ${ms(stages.tpot.p95)}`;
+  return `At p95 ${name} gets ${pace}, ${relation} the ${ms(limit)} promised.`;
 }
 
 function makeQuantiles({ label }) {
@@ -117,25 +152,55 @@ function updateQuantiles(row, { quantiles, limit }) {
 class Waterfall {
   constructor(box) {
     this.values = STAGES.map(() => el("span", { class: "legend-value" }));
-    const items = STAGES.map(({ label, tone, isHatched }, i) => el("li", {},
-      el("span", { class: `swatch ${tone}${isHatched ? " hatched" : ""}` }), label, this.values[i]));
+    const items = STAGES.map(({ label, tone, isHatched }, i) =>
+      el(
+        "li",
+        {},
+        el("span", { class: `swatch ${tone}${isHatched ? " hatched" : ""}` }),
+        label,
+        this.values[i],
+      ),
+    );
     this.sla = el("span");
-    this.legend = el("ul", { class: "legend waterfall-legend" }, el("li", { class: "legend-scope" }, "p95"), ...items,
-      el("li", {}, el("span", { class: "measured-key" }), "TTFT"));
+    this.legend = el(
+      "ul",
+      { class: "legend waterfall-legend" },
+      el("li", { class: "legend-scope" }, "p95"),
+      ...items,
+      el("li", {}, el("span", { class: "measured-key" }), "TTFT"),
+    );
     this.axis = el("div", { class: "w-axis" }, this.sla);
     this.rows = POINTS.map((point) => {
-      const parts = STAGES.map(({ tone, isHatched }) => el("i", { class: `${tone}${isHatched ? " hatched" : ""}` }));
+      const parts = STAGES.map(({ tone, isHatched }) =>
+        el("i", { class: `${tone}${isHatched ? " hatched" : ""}` }),
+      );
       const limit = el("span", { class: "w-sla" });
       const measured = el("span", { class: "w-measured" });
-      const track = el("div", { class: "w-track", role: "img" }, el("div", { class: "w-parts" }, ...parts), limit, measured);
+      const track = el(
+        "div",
+        { class: "w-track", role: "img" },
+        el("div", { class: "w-parts" }, ...parts),
+        limit,
+        measured,
+      );
       const value = el("span", { class: "w-value" });
-      return { point, parts, limit, measured, track, value, name: el("span", { class: "w-name" }, point) };
+      return {
+        point,
+        parts,
+        limit,
+        measured,
+        track,
+        value,
+        name: el("span", { class: "w-name" }, point),
+      };
     });
     box.append(this.legend, this.axis, ...this.rows.flatMap((r) => [r.name, r.track, r.value]));
   }
 
   update(stages, limit) {
-    const ends = POINTS.map((point) => STAGES.reduce((sum, { key }) => sum + (stages[key]?.[point] ?? 0), 0));
+    const ends = POINTS.map((point) =>
+      STAGES.reduce((sum, { key }) => sum + (stages[key]?.[point] ?? 0), 0),
+    );
     const longest = Math.max(...ends, stages.ttft?.p99 ?? 0);
     const isNear = limit <= longest * 4 || longest === 0;
     const scale = (isNear ? Math.max(longest, limit * 1.04) : longest * 1.15) || 1;
@@ -146,7 +211,11 @@ class Waterfall {
     for (const row of this.rows) this.updateRow(row, stages, { limit, scale, isNear });
   }
 
-  updateRow({ point, parts, limit: line, measured, track, value }, stages, { limit, scale, isNear }) {
+  updateRow(
+    { point, parts, limit: line, measured, track, value },
+    stages,
+    { limit, scale, isNear },
+  ) {
     const words = [];
     STAGES.forEach(({ key, label }, i) => {
       const time = stages[key]?.[point] ?? 0;
@@ -161,6 +230,10 @@ class Waterfall {
     setClass(measured, "hidden", ttft === null);
     setText(value, ms(ttft));
     setClass(value, "late", ttft !== null && ttft > limit);
-    setAttr(track, "aria-label", `${point}: first token after ${ms(ttft)}, SLA ${ms(limit)}; ${words.join(", ")}`);
+    setAttr(
+      track,
+      "aria-label",
+      `${point}: first token after ${ms(ttft)}, SLA ${ms(limit)}; ${words.join(", ")}`,
+    );
   }
 }

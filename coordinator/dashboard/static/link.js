@@ -5,7 +5,7 @@
 
 const FIRST_WAIT_MS = 500;
 const MAX_WAIT_MS = 10_000;
-const SILENCE_MS = 6_000;  // the server sends each second: after this the connection is dead
+const SILENCE_MS = 6_000; // the server sends each second: after this the connection is dead
 const KEY = "tandem.key";
 
 /** An answer other than 2xx; `status` 0: none came. */

@@ -12,40 +12,94 @@ const COLUMNS = [
   { label: "State", key: (n) => rankOf(n), isLeft: true },
   { label: "Busy", key: (n) => n.busy_share, text: (n) => percent(n.busy_share) },
   { label: "KV in use", key: usedShare, text: (n) => percent(usedShare(n)) },
-  { label: "Prompts waiting", key: (n) => n.num_prefill_waiting, isWide: true,
-    text: (n) => (n.num_prefill_waiting === 0 ? "0" : `${count(n.num_prefill_waiting)} (${number(n.num_prefill_tokens_waiting)} tok)`) },
-  { label: "Decoding", key: (n) => n.num_decode_running, isWide: true,
-    text: (n) => (n.num_decode_waiting === 0 ? count(n.num_decode_running) : `${count(n.num_decode_running)} (+${count(n.num_decode_waiting)} wait)`) },
-  { label: "Output", key: (n) => n.tokens_per_s, isWide: true, text: (n) => `${number(n.tokens_per_s)}\u202ftok/s` },
-  { label: "KV sent", key: (n) => n.transfer_bytes_per_s, isWide: true, text: (n) => byteRate(n.transfer_bytes_per_s) },
-  { label: "Failed transfers", key: (n) => n.num_transfers_failed, isWide: true, text: (n) => count(n.num_transfers_failed) },
-  { label: "Heartbeat", key: (n) => n.heartbeat_age_s, isWide: true, text: (n) => `${seconds(n.heartbeat_age_s)} ago` },
+  {
+    label: "Prompts waiting",
+    key: (n) => n.num_prefill_waiting,
+    isWide: true,
+    text: (n) =>
+      n.num_prefill_waiting === 0
+        ? "0"
+        : `${count(n.num_prefill_waiting)} (${number(n.num_prefill_tokens_waiting)} tok)`,
+  },
+  {
+    label: "Decoding",
+    key: (n) => n.num_decode_running,
+    isWide: true,
+    text: (n) =>
+      n.num_decode_waiting === 0
+        ? count(n.num_decode_running)
+        : `${count(n.num_decode_running)} (+${count(n.num_decode_waiting)} wait)`,
+  },
+  {
+    label: "Output",
+    key: (n) => n.tokens_per_s,
+    isWide: true,
+    text: (n) => `${number(n.tokens_per_s)}\u202ftok/s`,
+  },
+  {
+    label: "KV sent",
+    key: (n) => n.transfer_bytes_per_s,
+    isWide: true,
+    text: (n) => byteRate(n.transfer_bytes_per_s),
+  },
+  {
+    label: "Failed transfers",
+    key: (n) => n.num_transfers_failed,
+    isWide: true,
+    text: (n) => count(n.num_transfers_failed),
+  },
+  {
+    label: "Heartbeat",
+    key: (n) => n.heartbeat_age_s,
+    isWide: true,
+    text: (n) => `${seconds(n.heartbeat_age_s)} ago`,
+  },
 ];
 
 export class Nodes {
   constructor(orders) {
     this.orders = orders;
     this.open = new Set();
-    this.sorted = { column: 1, sign: 1 };  // who needs attention comes first
+    this.sorted = { column: 1, sign: 1 }; // who needs attention comes first
     const heads = COLUMNS.map((column, index) => {
-      const button = el("button", { type: "button", class: "sort", on: { click: () => this.sortBy(index) } }, column.label);
+      const button = el(
+        "button",
+        { type: "button", class: "sort", on: { click: () => this.sortBy(index) } },
+        column.label,
+      );
       return el("th", { scope: "col", class: lookOf(column) }, button);
     });
     this.heads = heads;
     const body = el("tbody");
     byId("node-table").append(el("thead", {}, el("tr", {}, ...heads)), body);
-    this.rows = new Keyed(body, (row) => row.key, (row) => this.make(row), (tr, row) => this.change(tr, row));
-    this.gateways = new Keyed(byId("gateways"), (g) => g.gateway_id, () => el("span"), (span, g) => {
-      setText(span, `${g.gateway_id}: ${g.state}, ${plural(g.num_live_requests, "live request")}, heard from ${seconds(g.heartbeat_age_s)} ago`);
-    });
+    this.rows = new Keyed(
+      body,
+      (row) => row.key,
+      (row) => this.make(row),
+      (tr, row) => this.change(tr, row),
+    );
+    this.gateways = new Keyed(
+      byId("gateways"),
+      (g) => g.gateway_id,
+      () => el("span"),
+      (span, g) => {
+        setText(
+          span,
+          `${g.gateway_id}: ${g.state}, ${plural(g.num_live_requests, "live request")}, ` +
+            `heard from ${seconds(g.heartbeat_age_s)} ago`,
+        );
+      },
+    );
     this.showSort();
   }
 
   snapshot({ snapshot }) {
     this.nodes = snapshot.nodes;
     this.gateways.update(snapshot.gateways);
-    const states = Object.keys(STATES).map((state) => [snapshot.nodes.filter((n) => n.state === state).length, state])
-      .filter(([number]) => number > 0).map(([number, state]) => `${number} ${state}`);
+    const states = Object.keys(STATES)
+      .map((state) => [snapshot.nodes.filter((n) => n.state === state).length, state])
+      .filter(([number]) => number > 0)
+      .map(([number, state]) => `${number} ${state}`);
     setText(byId("nodes-note"), list(states));
     const isEmpty = snapshot.nodes.length === 0;
     setAttr(byId("node-table"), "hidden", isEmpty);
@@ -57,11 +111,17 @@ export class Nodes {
   show() {
     const { column, sign } = this.sorted;
     const { key } = COLUMNS[column];
-    const nodes = [...this.nodes].sort((a, b) => sign * compare(key(a), key(b)) || byName(a.node_id, b.node_id));
-    this.rows.update(nodes.flatMap((node) => {
-      const row = { key: node.node_id, node };
-      return this.open.has(node.node_id) ? [row, { key: `${node.node_id} detail`, node, isDetail: true }] : [row];
-    }));
+    const nodes = [...this.nodes].sort(
+      (a, b) => sign * compare(key(a), key(b)) || byName(a.node_id, b.node_id),
+    );
+    this.rows.update(
+      nodes.flatMap((node) => {
+        const row = { key: node.node_id, node };
+        return this.open.has(node.node_id)
+          ? [row, { key: `${node.node_id} detail`, node, isDetail: true }]
+          : [row];
+      }),
+    );
   }
 
   sortBy(index) {
@@ -74,7 +134,11 @@ export class Nodes {
   showSort() {
     this.heads.forEach((head, index) => {
       const isSorted = index === this.sorted.column;
-      setAttr(head, "aria-sort", isSorted ? (this.sorted.sign > 0 ? "ascending" : "descending") : null);
+      setAttr(
+        head,
+        "aria-sort",
+        isSorted ? (this.sorted.sign > 0 ? "ascending" : "descending") : null,
+      );
     });
   }
 
@@ -86,11 +150,26 @@ export class Nodes {
   make({ node, isDetail }) {
     if (isDetail) return makeDetail(node, this.orders);
     const name = nameOf(node);
-    const button = el("button", { type: "button", class: "link-button", "aria-expanded": "false",
-      on: { click: () => this.toggle(node.node_id) } }, icon("chevron", "icon chevron"), name);
+    const button = el(
+      "button",
+      {
+        type: "button",
+        class: "link-button",
+        "aria-expanded": "false",
+        on: { click: () => this.toggle(node.node_id) },
+      },
+      icon("chevron", "icon chevron"),
+      name,
+    );
     const state = el("span", { class: "state" }, icon("none"), el("span"));
     const cells = COLUMNS.slice(2).map((column) => el("td", { class: lookOf(column) }));
-    const row = el("tr", { class: "row" }, el("th", { scope: "row" }, button), el("td", { class: "left" }, state), ...cells);
+    const row = el(
+      "tr",
+      { class: "row" },
+      el("th", { scope: "row" }, button),
+      el("td", { class: "left" }, state),
+      ...cells,
+    );
     row.parts = { name, button, state, cells };
     return row;
   }
@@ -112,7 +191,8 @@ export class Nodes {
   }
 }
 
-const lookOf = ({ isLeft, isWide }) => [isLeft ? "left" : "", isWide ? "narrow-hide" : ""].join(" ").trim() || null;
+const lookOf = ({ isLeft, isWide }) =>
+  [isLeft ? "left" : "", isWide ? "narrow-hide" : ""].join(" ").trim() || null;
 
 function compare(a, b) {
   if (typeof a === "string") return byName(a, b);
@@ -121,22 +201,40 @@ function compare(a, b) {
 
 function explainEmpty(box) {
   if (box.childElementCount > 0) return;
-  box.append("No node has joined yet. Start one of each role with this coordinator's address: ",
-    el("code", {}, "scripts/launch_prefill --coordinator ADDRESS --model MODEL"), " and ",
-    el("code", {}, "scripts/launch_decode …"), ", or all on one host with ", el("code", {}, "tandem up"), ".");
+  box.append(
+    "No node has joined yet. Start one of each role with this coordinator's address: ",
+    el("code", {}, "scripts/launch_prefill --coordinator ADDRESS --model MODEL"),
+    " and ",
+    el("code", {}, "scripts/launch_decode …"),
+    ", or all on one host with ",
+    el("code", {}, "tandem up"),
+    ".",
+  );
 }
 
 /** Facts of an opened node: label and text. */
 const FACTS = {
-  "Now": [
+  Now: [
     ["Device", (n) => n.device],
-    ["Weights, prefill / decode", (n) => `${number(n.weights.prefill)} / ${number(n.weights.decode)}`],
-    ["Epoch", (n) => count(n.epoch)],
+    [
+      "Weights, prefill / decode",
+      (n) => `${number(n.weights.prefill)} / ${number(n.weights.decode)}`,
+    ],
+    ["Epoch", (n) => String(n.epoch)],
     ["Heartbeat", (n) => `${seconds(n.heartbeat_age_s)} ago`],
-    ["Prompts waiting", (n) => `${count(n.num_prefill_waiting)}, ${number(n.num_prefill_tokens_waiting)} tokens`],
-    ["Sequences decoding / waiting", (n) => `${count(n.num_decode_running)} / ${count(n.num_decode_waiting)}`],
+    [
+      "Prompts waiting",
+      (n) => `${count(n.num_prefill_waiting)}, ${number(n.num_prefill_tokens_waiting)} tokens`,
+    ],
+    [
+      "Sequences decoding / waiting",
+      (n) => `${count(n.num_decode_running)} / ${count(n.num_decode_waiting)}`,
+    ],
     ["Output", (n) => `${number(n.tokens_per_s)} tok/s`],
-    ["Transfers in flight / done / failed", (n) => [n.num_transfers, n.num_transfers_done, n.num_transfers_failed].map(count).join(" / ")],
+    [
+      "Transfers in flight / done / failed",
+      (n) => [n.num_transfers, n.num_transfers_done, n.num_transfers_failed].map(count).join(" / "),
+    ],
     ["KV sent", (n) => byteRate(n.transfer_bytes_per_s)],
     ["Preempted since its start", (n) => count(n.num_preempted)],
   ],
@@ -153,8 +251,17 @@ const FACTS = {
     ["each decode row", (n) => cost(n, (c) => micro(c.decode_row_s))],
     ["each 1,000 tokens of its context", (n) => cost(n, (c) => micro(c.decode_context_s * 1000))],
     ["A transfer", (n) => cost(n, (c) => seconds(c.transfer_s))],
-    ["and its bytes at", (n) => cost(n, (c) => (c.transfer_bytes_per_s > 0 ? byteRate(c.transfer_bytes_per_s) : "not known"))],
-    ["Error of the fit, median", (n) => cost(n, (c) => `${percent(c.error)} over ${plural(c.num_steps, "step")}`)],
+    [
+      "and its bytes at",
+      (n) =>
+        cost(n, (c) =>
+          c.transfer_bytes_per_s > 0 ? byteRate(c.transfer_bytes_per_s) : "not known",
+        ),
+    ],
+    [
+      "Error of the fit, median",
+      (n) => cost(n, (c) => `${percent(c.error)} over ${plural(c.num_steps, "step")}`),
+    ],
   ],
 };
 
@@ -173,7 +280,11 @@ function makeDetail(node, orders) {
   });
   const actions = makeActions(node, orders);
   blocks[2].append(actions);
-  const cell = el("td", { colspan: COLUMNS.length, class: "detail-cell" }, el("div", { class: "detail-grid" }, ...blocks));
+  const cell = el(
+    "td",
+    { colspan: COLUMNS.length, class: "detail-cell" },
+    el("div", { class: "detail-grid" }, ...blocks),
+  );
   const row = el("tr", { class: "detail" }, cell);
   row.parts = { values, actions };
   return row;

@@ -12,7 +12,7 @@ const KINDS = [
   { key: "failed", label: "Failed", query: "&outcome=failed" },
 ];
 const EMPTY = {
-  live: "No request is live. Send one with tandem generate \"def main():\"",
+  live: 'No request is live. Send one with tandem generate "def main():"',
   ended: "No request has ended yet.",
   missed: "No request missed its SLA: nothing to explain.",
   failed: "No request failed.",
@@ -26,7 +26,11 @@ const LIVE = [
   ["Age", (r) => seconds(r.age_s), ""],
   ["Prompt", (r) => `${count(r.num_prompt_tokens)} tok`, "narrow-hide"],
   ["Attempt", (r) => count(r.attempt), "narrow-hide"],
-  ["Prefill → decode", (r) => route(r.prefill_node ?? (r.decode_node && "same"), r.decode_node), "left route narrow-hide"],
+  [
+    "Prefill → decode",
+    (r) => route(r.prefill_node ?? (r.decode_node && "same"), r.decode_node),
+    "left route narrow-hide",
+  ],
 ];
 const ENDED = [
   ["Request", null, "left"],
@@ -41,7 +45,8 @@ const ENDED = [
 /** How a request ended, in words and a tone. */
 export function outcomeOf(record) {
   if (record.reason === null) return { tone: "none", icon: "none", text: "live" };
-  if (record.reason === "failed") return { tone: "bad", icon: "bad", text: `failed: ${record.code ?? "unknown"}` };
+  if (record.reason === "failed")
+    return { tone: "bad", icon: "bad", text: `failed: ${record.code ?? "unknown"}` };
   if (record.reason === "cancelled") return { tone: "none", icon: "none", text: "cancelled" };
   if (record.sla_attained) return { tone: "ok", icon: "ok", text: "SLA kept" };
   return { tone: "risk", icon: "risk", text: "SLA missed" };
@@ -54,7 +59,9 @@ export class Requests {
     this.kind = KINDS[0];
     this.chosen = null;
     this.fetchedAt = -Infinity;
-    this.buttons = KINDS.map((kind) => el("button", { type: "button", on: { click: () => this.turnTo(kind) } }, kind.label));
+    this.buttons = KINDS.map((kind) =>
+      el("button", { type: "button", on: { click: () => this.turnTo(kind) } }, kind.label),
+    );
     byId("request-kinds").append(...this.buttons);
     this.turnTo(this.kind);
   }
@@ -66,8 +73,23 @@ export class Requests {
     const columns = kind.key === "live" ? LIVE : ENDED;
     const body = el("tbody");
     byId("request-table").replaceChildren(
-      el("thead", {}, el("tr", {}, ...columns.map(([label, , look]) => el("th", { scope: "col", class: look }, label)))), body);
-    this.rows = new Keyed(body, (r) => r.request_id, (r) => this.make(r, columns), (tr, r) => this.change(tr, r, columns));
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          ...columns.map(([label, , look]) => el("th", { scope: "col", class: look }, label)),
+        ),
+      ),
+      body,
+    );
+    this.rows = new Keyed(
+      body,
+      (r) => r.request_id,
+      (r) => this.make(r, columns),
+      (tr, r) => this.change(tr, r, columns),
+    );
     if (kind.key === "live") this.show(this.live ?? [], this.numLive ?? 0);
     else this.load();
   }
@@ -84,7 +106,11 @@ export class Requests {
     this.fetchedAt = performance.now();
     try {
       const records = await this.link.get(`/api/requests?limit=${MOST}${kind.query}`);
-      if (this.kind === kind) this.show(records.filter((r) => r.reason !== null), null);
+      if (this.kind === kind)
+        this.show(
+          records.filter((r) => r.reason !== null),
+          null,
+        );
     } catch (error) {
       if (this.kind === kind) this.say(`Not known: ${error.message}`);
     }
@@ -108,8 +134,16 @@ export class Requests {
   }
 
   make(request, columns) {
-    const button = el("button", { type: "button", class: "link-button id", title: request.request_id,
-      on: { click: () => this.onChoose(request.request_id) } }, shortId(request.request_id));
+    const button = el(
+      "button",
+      {
+        type: "button",
+        class: "link-button id",
+        title: request.request_id,
+        on: { click: () => this.onChoose(request.request_id) },
+      },
+      shortId(request.request_id),
+    );
     const cells = columns.slice(1).map(([, , look]) => el("td", { class: look }));
     const row = el("tr", { class: "row" }, el("th", { scope: "row" }, button), ...cells);
     row.parts = cells;

@@ -27,7 +27,10 @@ export function logTicks(min, max) {
     for (const lead of [1, 2, 5]) round.push(Number((lead * 10 ** power).toPrecision(1)));
   }
   const first = round.findLastIndex((value) => value <= min * 1.001);
-  const last = Math.max(first + 1, round.findIndex((value) => value >= max * 0.999));
+  const last = Math.max(
+    first + 1,
+    round.findIndex((value) => value >= max * 0.999),
+  );
   const ticks = round.slice(first, last + 1);
   if (ticks.length <= 6) return ticks;
   const isTen = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9;

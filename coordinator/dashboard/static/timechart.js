@@ -6,7 +6,14 @@
 import { el, setAttr, setClass, setText, svg } from "./dom.js";
 import { clock, day } from "./format.js";
 import {
-  areaPath, barPath, linePath, logTicks, nearest, stack, timeTicks, valueTicks,
+  areaPath,
+  barPath,
+  linePath,
+  logTicks,
+  nearest,
+  stack,
+  timeTicks,
+  valueTicks,
 } from "./scales.js";
 
 const LEFT = 46;
@@ -29,9 +36,10 @@ function point(t) {
 }
 
 /**
- * `spec`: title, height (at least), format(value), numTicks, isWhole, isLog, max, least (the top where
- * all is zero), zero (a text for that), isStacked, isStep, onMark(mark or null), and `rows`: key, label,
- * tone (a class), kind (line, area, bars), look (thin, dashed), isHatched, isLoose (no part of the stack).
+ * `spec`: title, height (at least), format(value), numTicks, isWhole, isLog, max, least (the top
+ * where all is zero), zero (a text for that), isStacked, isStep, onMark(mark or null), and `rows`:
+ * key, label, tone (a class), kind (line, area, bars), look (thin, dashed), isHatched, isLoose (no
+ * part of the stack).
  */
 export class TimeChart {
   constructor(figure, spec, live) {
@@ -66,7 +74,9 @@ export class TimeChart {
     });
     const legend = el("ul", { class: "legend" }, ...this.items.map((i) => i.item));
     this.svg = svg("svg", {
-      class: "plot", tabindex: "0", role: "group",
+      class: "plot",
+      tabindex: "0",
+      role: "group",
       "aria-roledescription": "chart over time",
     });
     this.plot = el("div", { class: "plot-box" }, this.svg, el("p", { class: "plot-empty" }));
@@ -86,8 +96,16 @@ export class TimeChart {
     this.needle = svg("path", { class: "needle" });
     this.moment = svg("text", { class: "moment", y: TOP + 9 });
     this.svg.append(
-      this.grid, ...this.fills, ...this.textures, ...this.lines, this.moments, this.bounds,
-      this.labels, this.needle, this.moment, this.flags,
+      this.grid,
+      ...this.fills,
+      ...this.textures,
+      ...this.lines,
+      this.moments,
+      this.bounds,
+      this.labels,
+      this.needle,
+      this.moment,
+      this.flags,
     );
     this.listen();
     this.figure.append(legend, this.plot);
@@ -132,7 +150,12 @@ export class TimeChart {
   }
 
   /** Samples, the window, lines that are not to be crossed, and moments: {unix_s, label}. */
-  update(series, from, to, { limits = [], marks = [], empty = "No samples in this window yet" } = {}) {
+  update(
+    series,
+    from,
+    to,
+    { limits = [], marks = [], empty = "No samples in this window yet" } = {},
+  ) {
     this.times = series.unix_s;
     this.values = series.values;
     // In a quiet second nothing ends and nothing is measured: a line goes on over such gaps.
@@ -158,7 +181,8 @@ export class TimeChart {
     const ticks = this.ticks(edges.map((edge) => edge.high));
     const top = ticks[ticks.length - 1];
     const bottom = height - BOTTOM;
-    const log = (value) => Math.log(Math.max(value, ticks[0]) / ticks[0]) / Math.log(top / ticks[0]);
+    const log = (value) =>
+      Math.log(Math.max(value, ticks[0]) / ticks[0]) / Math.log(top / ticks[0]);
     this.x = (t) => LEFT + ((t - this.from) / (this.to - this.from)) * (width - LEFT - RIGHT);
     this.y = (value) => bottom - (spec.isLog ? log(value) : value / top) * (bottom - TOP);
     this.drawRows(edges);
@@ -173,7 +197,10 @@ export class TimeChart {
     const { spec } = this;
     const base = new Array(this.times.length).fill(0);
     if (!spec.isStacked) return rows.map((high) => ({ low: base, high }));
-    const piled = stack(rows.filter((_, i) => !spec.rows[i].isLoose), this.times.length);
+    const piled = stack(
+      rows.filter((_, i) => !spec.rows[i].isLoose),
+      this.times.length,
+    );
     return rows.map((high, i) => (spec.rows[i].isLoose ? { low: base, high } : piled.shift()));
   }
 
@@ -192,7 +219,8 @@ export class TimeChart {
     let [min, max] = [Infinity, 0];
     const limits = this.limits.map((limit) => limit.value);
     for (const row of [...rows, limits]) {
-      for (const value of row) if (value > 0) [min, max] = [Math.min(min, value), Math.max(max, value)];
+      for (const value of row)
+        if (value > 0) [min, max] = [Math.min(min, value), Math.max(max, value)];
     }
     return max === 0 ? [1, 10] : logTicks(min, max);
   }
@@ -206,13 +234,18 @@ export class TimeChart {
       const kind = row.kind || spec.kind;
       const { low, high } = edges[i];
       // A layer of nothing has no edge: it would look like one of its neighbour.
-      const line = spec.isStacked && !row.isLoose
-        ? high.map((value, k) => (value === null || value > low[k] ? value : NaN)) : high;
+      const line =
+        spec.isStacked && !row.isLoose
+          ? high.map((value, k) => (value === null || value > low[k] ? value : NaN))
+          : high;
       const area = kind === "area" ? areaPath(this.times, low, high, space) : "";
       setAttr(this.fills[i], "d", area);
       setAttr(this.textures[i], "d", row.isHatched ? area : "");
-      setAttr(this.lines[i], "d", kind === "bars"
-        ? barPath(this.times, line, space) : linePath(this.times, line, space));
+      setAttr(
+        this.lines[i],
+        "d",
+        kind === "bars" ? barPath(this.times, line, space) : linePath(this.times, line, space),
+      );
       setClass(this.lines[i], "bars", kind === "bars");
       if (kind === "bars") {
         const slot = (this.width - LEFT - RIGHT) / Math.max(30, this.times.length);
@@ -224,18 +257,25 @@ export class TimeChart {
   drawAxes(ticks) {
     const { spec, width } = this;
     const wanted = (ticks.length < 2 ? [] : ticks).map((value) => ({
-      x: LEFT - 6, y: this.y(value) + 3.5, text: spec.format(value), anchor: "end",
+      x: LEFT - 6,
+      y: this.y(value) + 3.5,
+      text: spec.format(value),
+      anchor: "end",
     }));
     const times = timeTicks(this.from, this.to, Math.max(2, Math.floor((width - LEFT) / 84)));
     for (const t of times.ticks) {
       const x = this.x(t);
       if (x < LEFT + 8 || x > width - RIGHT - 12) continue;
       const text = times.step >= 43_200 ? day(t) : clock(t, times.step < 60);
-      const label = times.step < 43_200 && this.to - this.from > 86_400 ? `${day(t)} ${text}` : text;
+      const label =
+        times.step < 43_200 && this.to - this.from > 86_400 ? `${day(t)} ${text}` : text;
       wanted.push({ x, y: this.height - 4, text: label, anchor: "middle" });
     }
-    setAttr(this.grid, "d", ticks
-      .map((value) => `M${LEFT},${Math.round(this.y(value)) + 0.5}H${width - RIGHT}`).join(""));
+    setAttr(
+      this.grid,
+      "d",
+      ticks.map((value) => `M${LEFT},${Math.round(this.y(value)) + 0.5}H${width - RIGHT}`).join(""),
+    );
     setTexts(this.labels, wanted);
   }
 
@@ -261,8 +301,13 @@ export class TimeChart {
 
   drawMarks() {
     const bottom = this.height - BOTTOM;
-    setAttr(this.moments, "d", this.marks
-      .map((mark) => `M${Math.round(this.x(mark.unix_s)) + 0.5},${TOP}V${bottom}`).join(""));
+    setAttr(
+      this.moments,
+      "d",
+      this.marks
+        .map((mark) => `M${Math.round(this.x(mark.unix_s)) + 0.5},${TOP}V${bottom}`)
+        .join(""),
+    );
     if (!this.spec.onMark) return;
     while (this.flags.childElementCount < this.marks.length) this.flags.append(this.makeFlag());
     while (this.flags.childElementCount > this.marks.length) this.flags.lastElementChild.remove();
@@ -276,8 +321,13 @@ export class TimeChart {
   }
 
   makeFlag() {
-    const flag = svg("g", { class: "flag", tabindex: "0", role: "img" }, svg("title"),
-      svg("circle", { class: "flag-reach", r: 11, cy: 3 }), svg("path", { d: "M-5,-3H5L0,7Z" }));
+    const flag = svg(
+      "g",
+      { class: "flag", tabindex: "0", role: "img" },
+      svg("title"),
+      svg("circle", { class: "flag-reach", r: 11, cy: 3 }),
+      svg("path", { d: "M-5,-3H5L0,7Z" }),
+    );
     for (const event of ["pointerenter", "focus"]) {
       flag.addEventListener(event, () => this.spec.onMark(flag.mark));
     }
@@ -317,7 +367,11 @@ export class TimeChart {
       return `${row.label} now ${this.valueOf(row, index)}, between ${low} and ${high}`;
     });
     const limits = this.limits.map((limit) => limit.label);
-    setAttr(this.svg, "aria-label", [`${this.spec.title}: ${parts.join("; ")}`, ...limits].join(". "));
+    setAttr(
+      this.svg,
+      "aria-label",
+      [`${this.spec.title}: ${parts.join("; ")}`, ...limits].join(". "),
+    );
   }
 }
 

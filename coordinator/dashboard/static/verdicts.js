@@ -40,8 +40,10 @@ function judge(snapshot) {
     ok: "Every SLA in use is kept",
     "no traffic": "Ready, without traffic",
   };
-  const why = worst === "violated" || worst === "at risk"
-    ? by(worst).map((c, _, all) => brief(c, all.length > 1)) : [calm(snapshot, worst)];
+  const why =
+    worst === "violated" || worst === "at risk"
+      ? by(worst).map((c, _, all) => brief(c, all.length > 1))
+      : [calm(snapshot, worst)];
   return { tone, icon: shape, title: titles[worst], why: [...why, ...trouble(snapshot)].join(" ") };
 }
 
@@ -50,7 +52,8 @@ function explainMissing(serving, snapshot) {
   if (serving.length === 0) {
     const isNew = snapshot.nodes.length === 0;
     return {
-      tone: isNew ? "none" : "bad", icon: isNew ? "none" : "bad",
+      tone: isNew ? "none" : "bad",
+      icon: isNew ? "none" : "bad",
       title: isNew ? "No nodes yet" : "Nothing is served: every node is down",
       why: "Start a prefill node and a decode node with this coordinator's address.",
     };
@@ -58,7 +61,9 @@ function explainMissing(serving, snapshot) {
   for (const role of ["prefill", "decode"]) {
     if (roles.has(role) || roles.has("mixed")) continue;
     return {
-      tone: "bad", icon: "bad", title: `Nothing is served: no ${role} node`,
+      tone: "bad",
+      icon: "bad",
+      title: `Nothing is served: no ${role} node`,
       why: `Start one, or give a node that role below. ${trouble(snapshot).join(" ")}`,
     };
   }
@@ -67,21 +72,31 @@ function explainMissing(serving, snapshot) {
 
 /** The numbers of a class that is not well; its row says more. */
 function brief(verdict, isNamed) {
-  const name = ["5m", "1h", "3d"].find((window) => windowOf(verdict, window).attainment !== null) || "5m";
+  const name =
+    ["5m", "1h", "3d"].find((window) => windowOf(verdict, window).attainment !== null) || "5m";
   const kept = attainment(windowOf(verdict, name).attainment);
   const stage = verdict.limiting_stage === null ? "" : `, held up by ${verdict.limiting_stage}`;
-  return `${isNamed ? `${verdict.sla_class}: ` : ""}${kept} in time over ${WINDOWS[name].label} where `
-    + `${percent(verdict.attainment)} are promised${stage}.`;
+  return (
+    `${isNamed ? `${verdict.sla_class}: ` : ""}${kept} in time over ${WINDOWS[name].label} where ` +
+    `${percent(verdict.attainment)} are promised${stage}.`
+  );
 }
 
 function calm(snapshot, worst) {
   const { num_prefill: p, num_decode: d, num_mixed: m } = snapshot.balance;
-  const nodes = [[p, "prefill"], [d, "decode"], [m, "mixed"]].filter(([n]) => n > 0)
+  const nodes = [
+    [p, "prefill"],
+    [d, "decode"],
+    [m, "mixed"],
+  ]
+    .filter(([n]) => n > 0)
     .map(([n, role]) => `${n} ${role}`);
-  if (worst === "no traffic") return `${list(nodes)} ${p + d + m === 1 ? "node waits" : "nodes wait"} for requests.`;
+  if (worst === "no traffic")
+    return `${list(nodes)} ${p + d + m === 1 ? "node waits" : "nodes wait"} for requests.`;
   const ended = snapshot.classes.reduce((sum, c) => sum + windowOf(c, "5m").num_ended, 0);
   const kept = snapshot.classes.reduce((sum, c) => sum + windowOf(c, "5m").num_attained, 0);
-  return `${plural(kept, "request")} of ${count(ended)} in time over the last 5 minutes, by ${list(nodes)} nodes.`;
+  const inTime = `${plural(kept, "request")} of ${count(ended)} in time over the last 5 minutes`;
+  return `${inTime}, by ${list(nodes)} nodes.`;
 }
 
 function trouble(snapshot) {
@@ -94,7 +109,14 @@ function trouble(snapshot) {
   });
 }
 
-const NO_WINDOW = { num_ended: 0, num_attained: 0, num_failed: 0, num_shed: 0, attainment: null, burn_rate: null };
+const NO_WINDOW = {
+  num_ended: 0,
+  num_attained: 0,
+  num_failed: 0,
+  num_shed: 0,
+  attainment: null,
+  burn_rate: null,
+};
 const windowOf = (verdict, name) => verdict.windows[name] || NO_WINDOW;
 
 function figuresOf({ rates, num_live, num_queued, nodes }) {
@@ -107,7 +129,12 @@ function figuresOf({ rates, num_live, num_queued, nodes }) {
     { label: "output", value: number(rates.output_tokens), unit: "tok/s" },
     { label: "live requests", value: count(num_live), unit: "" },
     { label: "queued", value: count(num_queued), unit: "" },
-    { label: "nodes up", value: count(up), unit: `of ${count(nodes.length)}`, isAlarm: up < nodes.length },
+    {
+      label: "nodes up",
+      value: count(up),
+      unit: `of ${count(nodes.length)}`,
+      isAlarm: up < nodes.length,
+    },
   ];
 }
 
@@ -129,23 +156,47 @@ function makeRow({ sla_class }) {
   const shape = icon("none");
   const verdict = el("span", { class: "class-verdict" });
   const targets = el("p", { class: "class-targets" });
-  const head = el("div", { class: "class-head" }, shape, el("div", {},
-    el("p", {}, el("span", { class: "class-name" }, sla_class), " ", verdict), targets));
+  const head = el(
+    "div",
+    { class: "class-head" },
+    shape,
+    el(
+      "div",
+      {},
+      el("p", {}, el("span", { class: "class-name" }, sla_class), " ", verdict),
+      targets,
+    ),
+  );
   const windows = Object.entries(WINDOWS).map(([name, { label }]) => {
     const kept = el("p", { class: "kept" });
     const burn = el("p", { class: "kept-sub" });
     const lost = el("p", { class: "kept-sub" });
-    const cell = el("td", { role: "cell", "data-window": name, "data-label": label }, kept, burn, lost);
+    const cell = el(
+      "td",
+      { role: "cell", "data-window": name, "data-label": label },
+      kept,
+      burn,
+      lost,
+    );
     return { name, cell, kept, burn, lost };
   });
   const fill = el("i");
-  const meter = el("div", { class: "budget", role: "meter", "aria-valuemin": "0", "aria-valuemax": "100" }, fill);
+  const meter = el(
+    "div",
+    { class: "budget", role: "meter", "aria-valuemin": "0", "aria-valuemax": "100" },
+    fill,
+  );
   const left = el("p");
   const stage = el("p", { class: "stage-name" });
   const why = el("p", { class: "explanation" });
-  const row = el("tr", { role: "row" }, el("td", { role: "cell" }, head),
-    ...windows.map((w) => w.cell), el("td", { role: "cell" }, meter, left),
-    el("td", { role: "cell" }, stage, why));
+  const row = el(
+    "tr",
+    { role: "row" },
+    el("td", { role: "cell" }, head),
+    ...windows.map((w) => w.cell),
+    el("td", { role: "cell" }, meter, left),
+    el("td", { role: "cell" }, stage, why),
+  );
   row.parts = { head, verdict, targets, windows, fill, meter, left, stage, why };
   return row;
 }
@@ -157,7 +208,10 @@ function updateRow(row, view) {
   setAttr(head.firstElementChild, "class", `icon t-${tone}`);
   setAttr(verdict, "class", `class-verdict t-${tone}`);
   setText(verdict, word);
-  setText(targets, `${percent(view.attainment)} within TTFT ${ms(view.ttft_ms)}, TPOT ${ms(view.tpot_ms)}`);
+  setText(
+    targets,
+    `${percent(view.attainment)} within TTFT ${ms(view.ttft_ms)}, TPOT ${ms(view.tpot_ms)}`,
+  );
   for (const { name, cell, kept, burn, lost } of windows) {
     const window = windowOf(view, name);
     setText(kept, attainment(window.attainment));
@@ -178,8 +232,11 @@ function updateBudget({ fill, meter, left }, { budget_left: budget }) {
   setClass(meter, "low", isKnown && budget < 0.25 && budget >= 0);
   setClass(meter, "spent", isKnown && budget < 0);
   setAttr(meter, "aria-valuenow", isKnown ? Math.round(Math.max(0, budget) * 100) : null);
-  const text = !isKnown ? "not in use" : budget < 0
-    ? `overspent by ${percent(-budget)}` : `${percent(budget)} left`;
+  const text = !isKnown
+    ? "not in use"
+    : budget < 0
+      ? `overspent by ${percent(-budget)}`
+      : `${percent(budget)} left`;
   setAttr(meter, "aria-label", `Error budget: ${text}`);
   setText(left, text);
   setClass(left, "hot", isKnown && budget < 0);

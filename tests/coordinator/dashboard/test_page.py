@@ -165,10 +165,10 @@ def test_columns_of_requests_exist() -> None:
 def test_charts_draw_series_that_there_are() -> None:
     names = set(re.findall(r"\b[a-z]\w*\b", str(Series.__doc__)))
     for script in ("balance.js", "latency.js", "memory.js", "flow.js"):
-        rows = re.findall(r"key: \"(\w+)\", label", (STATIC / script).read_text())
+        rows = re.findall(r"key: \"(\w+)\",\s*label", (STATIC / script).read_text())
         assert rows, script
         assert set(rows) <= names, f"{script}: {set(rows) - names}"
-    stages = re.findall(r"key: \"(\w+)\", label", (STATIC / "words.js").read_text())
+    stages = re.findall(r"key: \"(\w+)\",\s*label", (STATIC / "words.js").read_text())
     assert {f"{stage}_p50_ms" for stage in stages} <= names
 
 
