@@ -39,6 +39,7 @@ ERRORS = {
     "429": "Too much at once: Retry-After says when to try again",
     "500": "The gateway failed: its log says why",
     "503": "Nothing can serve it now: Retry-After says when to try again",
+    "504": "The deadline that it came with has passed",
 }
 
 

@@ -11,6 +11,11 @@ Results = list[tuple[str, str | None]]
 LIMIT_S = 7200
 # An image needs a model that sees; llm-comply's check of reasoning skips all models but OpenAI's.
 NOT_SERVED = ("chat-image-input", "chat-reasoning-summary")
+# 503 and 504 are answers: no capacity now, and a deadline that has passed.
+SETTINGS = """
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
+"""
 
 
 def run_llm_comply(environment: Environment, gateway: str) -> Results:
@@ -30,16 +35,15 @@ def run_llm_comply(environment: Environment, gateway: str) -> Results:
 
 
 def run_schemathesis(environment: Environment, gateway: str, num_cases: int) -> Results:
-    """So many odd calls of every endpoint of /openapi.json: no 5xx but the declared 503."""
+    """So many odd calls of every endpoint of /openapi.json: no 5xx but 503 and 504."""
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "junit.xml")
+        Path(folder, "schemathesis.toml").write_text(SETTINGS)
         command = [
             str(environment.program("schemathesis").absolute()),
             *("run", f"{gateway}/openapi.json", "--url", gateway),
             *("--checks", "not_a_server_error", "--phases", "coverage,fuzzing"),
             *("--max-examples", str(num_cases), "--request-timeout", "60", "--seed", "1"),
             *("--continue-on-failure", "--suppress-health-check", "all"),
-            *("--report", "junit", "--report-junit-path", str(report)),
         ]
         done = subprocess.run(
             command,
