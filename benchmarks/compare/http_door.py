@@ -25,6 +25,7 @@ from tandem.launch import is_free
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TAIL_BYTES = 300
+IDLE_STEP_MS = 60_000.0
 START_S, PATIENCE_S = 60.0, 300.0
 MODEL = ROOT / "models" / "demo"
 HTTP_PORTS = range(18_000, 18_100)
@@ -49,15 +50,19 @@ def run(options: Options) -> Report:
     """Start everything, measure, end everything."""
     scale = QUICK if options.quick else FULL
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tandem-")))
-        gateway, port = _start(stack, folder, scale)
-        return uvloop.run(asyncio.wait_for(_measure(gateway, port, scale), PATIENCE_S))
+        gateway, port = _start(stack, scale.step_ms)
+        figures = uvloop.run(asyncio.wait_for(_measure(gateway, port, scale), PATIENCE_S))
+    with ExitStack() as stack:
+        gateway, port = _start(stack, IDLE_STEP_MS)
+        memory = uvloop.run(asyncio.wait_for(_memory(gateway, port, scale), PATIENCE_S))
+    return _report(figures | {"kb_per_open_stream": memory}, scale)
 
 
-def _start(stack: ExitStack, folder: Path, scale: Scale) -> tuple[ChildProcess, int]:
+def _start(stack: ExitStack, step_ms: float) -> tuple[ChildProcess, int]:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tandem-")))
     port = next(port for port in HTTP_PORTS if is_free(port))
     cluster = _launch(stack, folder, "cluster", "benchmarks.compare.fake_cluster",
-                      str(scale.step_ms))  # fmt: skip
+                      str(step_ms))  # fmt: skip
     gateway = _launch(stack, folder, "gateway", "gateway", "--model", str(MODEL), "--port", "0",
                       "--http-port", str(port), "--coordinator", cluster.address or "",
                       "--max-live-requests", "2048", "--drain-s", "1")  # fmt: skip
@@ -87,28 +92,37 @@ def _end(process: ChildProcess) -> None:
     process.wait(10.0)
 
 
-async def _measure(gateway: ChildProcess, port: int, scale: Scale) -> Report:
+async def _measure(gateway: ChildProcess, port: int, scale: Scale) -> dict[str, float]:
+    await _first_byte_ms(port)  # links and threads are there from now on
+    cpu_before = _cpu_s(gateway)
     first_bytes_ms = [await _first_byte_ms(port) for _ in range(scale.num_calls)]
+    cpu_ms = (_cpu_s(gateway) - cpu_before) * 1e3 / scale.num_calls
     tokens_per_cpu_s, per_s = await _streaming(gateway, port, scale)
-    kilobytes = await _memory(gateway, port, scale)
-    figures = {
+    return {
         "tokens_per_cpu_s": tokens_per_cpu_s,
         "tokens_per_s": per_s,
         "first_byte_ms_p50": statistics.median(first_bytes_ms),
         "first_byte_ms_p90": statistics.quantiles(first_bytes_ms, n=10)[-1],
-        "kb_per_open_stream": kilobytes,
+        "cpu_ms_per_call": cpu_ms,
     }
+
+
+def _report(figures: dict[str, float], scale: Scale) -> Report:
     rows = [
-        ["tokens per CPU-second of the gateway", f"{tokens_per_cpu_s:,.0f}"],
-        [f"at tokens/s, in {scale.num_streams} streams", f"{per_s:,.0f}"],
+        ["tokens per CPU-second of the gateway", f"{figures['tokens_per_cpu_s']:,.0f}"],
+        [f"at tokens/s, in {scale.num_streams} streams", f"{figures['tokens_per_s']:,.0f}"],
+        ["CPU of the gateway per call of one token", f"{figures['cpu_ms_per_call']:.2f} ms"],
         ["first byte after the request, p50", f"{figures['first_byte_ms_p50']:.2f} ms"],
         ["first byte after the request, p90", f"{figures['first_byte_ms_p90']:.2f} ms"],
-        [f"memory per open stream, of {scale.num_open}", f"{kilobytes:.0f} kB"],
+        [
+            f"memory per open stream, of {scale.num_open}",
+            f"{figures['kb_per_open_stream']:.0f} kB",
+        ],
     ]
     notes = (
         "first byte: one call after the other, with placement and a node that answers at once, all "
         "over loopback sockets: callers, coordinator and node are in it",
-        "memory: growth of the gateway's resident set, idle streams, one comment each 10 s",
+        "memory: growth of the gateway's resident set, streams that got their first token",
     )
     return Report([Table("the HTTP door", ("what", "measured"), rows)], notes, figures)
 
@@ -153,6 +167,7 @@ async def _drink(port: int, num_tokens: int) -> None:
 
 
 async def _memory(gateway: ChildProcess, port: int, scale: Scale) -> float:
+    await _first_byte_ms(port)
     before = _resident_bytes(gateway)
     streams = []
     for _ in range(scale.num_open):
