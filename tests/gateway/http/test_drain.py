@@ -16,7 +16,7 @@ from tests.gateway.http.running import (
     to_json,
 )
 
-STREAM = {**COMPLETION, "max_tokens": 40, "stream": True}
+STREAM = {**COMPLETION, "max_tokens": 250, "stream": True}
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def test_streams_end_before_the_gateway_does(stopping: HttpGateway) -> None:
     with stopping as gateway:
         gateway.warm_up()
         with gateway.connect() as connection:
-            connection.sendall(request("POST", "/v1/completions", to_json(STREAM)))
-            data = read_until(connection, b"data: ")
             with gateway.paused():
+                connection.sendall(request("POST", "/v1/completions", to_json(STREAM)))
+                gateway.until(lambda: bool(gateway.cluster.world.nodes["d0"].specs))
                 gateway.run(gateway.stop.set)
                 gateway.until_there(lambda: gateway.ask("GET", "/ready").status == 503)
                 assert gateway.ask("GET", "/ready").json == {"status": "stopping"}
@@ -38,7 +38,7 @@ def test_streams_end_before_the_gateway_does(stopping: HttpGateway) -> None:
                 refused = gateway.post("/v1/completions", COMPLETION)
                 assert (refused.status, refused.error["code"]) == (503, "unavailable")
                 assert int(refused.headers["retry-after"]) >= 1
-            (answer,) = parse(data + read_all(connection))
+            (answer,) = parse(read_all(connection))
         *chunks, last = frames(answer.body)
         assert last == "[DONE]"
         assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "length"
