@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--load-s", type=float, default=60.0, help="seconds under load first")
     parser.add_argument("--rate", type=float, default=8.0, help="requests per second")
     flags = parser.parse_args()
-    if shutil.which("chromedriver") is None:
+    if None in (shutil.which("chromedriver"), shutil.which("chromium")):
         print(f"scripts/test_dashboard {HOW_TO_INSTALL}", file=sys.stderr)
         return 2
     out = flags.out or Path(tempfile.mkdtemp(prefix="tandem-dashboard-"))

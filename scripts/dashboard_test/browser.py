@@ -65,7 +65,7 @@ class Browser:
     def open(cls) -> Iterator["Browser"]:
         """Start driver and browser with an empty profile; both end with the block."""
         driver = shutil.which("chromedriver")
-        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        chromium = shutil.which("chromium")
         if driver is None or chromium is None:
             raise BrowserError(HOW_TO_INSTALL)
         with (

@@ -183,7 +183,7 @@ def _death(report: Report, browser: Browser, cluster: LocalCluster) -> None:
     report.await_(
         browser,
         "the verdict names it",
-        "document.getElementById('headline-why').innerText.includes('decode-1')",
+        "document.getElementById('headline-box').innerText.includes('decode-1')",
     )
     report.await_(
         browser,

@@ -4,6 +4,7 @@ import { Keyed, byId, el, icon, setAttr, setClass, setIcon, setText, setWidth } 
 import { attainment, count, list, ms, number, percent, plural, sentence, times } from "./format.js";
 import { VERDICTS, WINDOWS } from "./words.js";
 
+const STATES = ["down", "slow", "draining"];
 const WORST_FIRST = ["violated", "at risk", "ok", "no traffic"];
 
 export class Verdicts {
@@ -31,20 +32,29 @@ function judge(snapshot) {
   if (problem !== null) return problem;
   const by = (verdict) => snapshot.classes.filter((c) => c.verdict === verdict);
   const worst = WORST_FIRST.find((verdict) => by(verdict).length > 0) || "no traffic";
-  const { tone, icon: shape } = VERDICTS[worst];
-  const names = list(by(worst).map((c) => c.sla_class));
-  const verb = by(worst).length === 1 ? "" : "s";
-  const titles = {
-    violated: `${names} miss${verb ? "" : "es"} ${verb ? "their SLAs" : "its SLA"}`,
-    "at risk": `${names} ${verb ? "are" : "is"} at risk`,
-    ok: "Every SLA in use is kept",
-    "no traffic": "Ready, without traffic",
+  const isWell = worst === "ok" || worst === "no traffic";
+  const why = isWell
+    ? [calm(snapshot, worst)]
+    : by(worst).map((c, _, all) => brief(c, all.length > 1));
+  const downs = trouble(snapshot, ["down"]);
+  // Promises that are kept without a node that is down are kept with less in reserve.
+  const { tone, icon: shape } = VERDICTS[isWell && downs.length > 0 ? "at risk" : worst];
+  const but = isWell && downs.length > 0 ? `, but ${downs[0].slice(0, -1)}` : "";
+  const rest = trouble(snapshot, but === "" ? STATES : STATES.slice(1));
+  return {
+    tone,
+    icon: shape,
+    title: titleOf(worst, by(worst)) + but,
+    why: [...why, ...rest].join(" "),
   };
-  const why =
-    worst === "violated" || worst === "at risk"
-      ? by(worst).map((c, _, all) => brief(c, all.length > 1))
-      : [calm(snapshot, worst)];
-  return { tone, icon: shape, title: titles[worst], why: [...why, ...trouble(snapshot)].join(" ") };
+}
+
+function titleOf(worst, classes) {
+  const names = list(classes.map((c) => c.sla_class));
+  const isOne = classes.length === 1;
+  if (worst === "violated") return `${names} ${isOne ? "misses its SLA" : "miss their SLAs"}`;
+  if (worst === "at risk") return `${names} ${isOne ? "is" : "are"} at risk`;
+  return worst === "ok" ? "Every SLA in use is kept" : "Ready, without traffic";
 }
 
 function explainMissing(serving, snapshot) {
@@ -64,7 +74,7 @@ function explainMissing(serving, snapshot) {
       tone: "bad",
       icon: "bad",
       title: `Nothing is served: no ${role} node`,
-      why: `Start one, or give a node that role below. ${trouble(snapshot).join(" ")}`,
+      why: ["Start one, or give a node that role below.", ...trouble(snapshot, STATES)].join(" "),
     };
   }
   return null;
@@ -99,13 +109,13 @@ function calm(snapshot, worst) {
   return `${inTime}, by ${list(nodes)} nodes.`;
 }
 
-function trouble(snapshot) {
-  const words = { down: "down", slow: "slow", draining: "draining" };
-  return Object.keys(words).flatMap((state) => {
+/** Sentences about the nodes in each of these states. */
+function trouble(snapshot, states) {
+  return states.flatMap((state) => {
     const names = snapshot.nodes.filter((node) => node.state === state).map((n) => n.node_id);
     if (names.length === 0) return [];
     const shown = names.length > 4 ? [...names.slice(0, 3), `${names.length - 3} more`] : names;
-    return [`${list(shown)} ${names.length === 1 ? "is" : "are"} ${words[state]}.`];
+    return [`${list(shown)} ${names.length === 1 ? "is" : "are"} ${state}.`];
   });
 }
 
