@@ -13,6 +13,7 @@ from gateway.http.call import Call, CallLimits, call_of
 from gateway.http.errors import ApiError
 
 T = TypeVar("T")
+HANG_UP = {"Connection": "close"}  # the rest of the body is not waited for
 MAX_DEPTH = 64
 MAX_PARTS = 150_000
 INLINE_BYTES = 256 << 10  # decoding more would hold up every stream
@@ -52,7 +53,7 @@ async def _read(request: Request, call: Call) -> bytes:
                 chunk = await anext(chunks, None)
         except TimeoutError:
             text = f"{len(body)} bytes of the body came in {left_s:.0f} s: send it faster"
-            raise ApiError(408, text) from None
+            raise ApiError(408, text, headers=HANG_UP) from None
         if chunk is None:
             return bytes(body)
         body += chunk
@@ -66,7 +67,7 @@ def _too_large(limits: CallLimits) -> NoReturn:
         f"the body is larger than {limits.max_body_bytes >> 20} MiB, which is what this gateway "
         "takes (--http-max-body-mib)"
     )
-    raise ApiError(413, text)
+    raise ApiError(413, text, headers=HANG_UP)
 
 
 def decode(body: bytes, type: type[T]) -> T:
