@@ -141,12 +141,13 @@ def run(deployment: Deployment, report: Report) -> None:
 
 def _wait_for_nodes(deployment: Deployment, num_nodes: int) -> str | None:
     give_up_at = time.monotonic() + 15.0
-    while time.monotonic() < give_up_at:
+    while True:
         names = [node.node_id for node in deployment.status().nodes]
         if len(names) == num_nodes:
             return None
+        if time.monotonic() > give_up_at:
+            return f"only {', '.join(names)}"
         time.sleep(0.5)
-    return f"only {', '.join(names)}"
 
 
 def main() -> int:
