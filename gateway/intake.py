@@ -68,8 +68,11 @@ class Intake:
         """Requests that are not in the ledger yet."""
         return len(self._tasks)
 
-    def take(self, client: bytes, submit: Submit) -> None:
-        """Refuse a request at once, or tokenise it; one that is being tokenised is left alone."""
+    def take(self, client: bytes, submit: Submit, request_id: bytes | None = None) -> None:
+        """Refuse a request at once, or tokenise it; one that is being tokenised is left alone.
+
+        `request_id`: where this process has made one already, never a client's.
+        """
         if (client, submit.label) in self._tokenising:
             return
         now = time.monotonic()
@@ -88,7 +91,7 @@ class Intake:
             return
         origin = Origin(
             client=client,
-            request_id=secrets.token_bytes(16),
+            request_id=request_id or secrets.token_bytes(16),
             random_seed=secrets.randbits(64),
             received=now,
             received_unix_s=time.time(),

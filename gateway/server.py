@@ -265,8 +265,8 @@ class Gateway:
 
     # --- clients ----------------------------------------------------------------------------
 
-    def _take(self, client: bytes, submit: Submit) -> None:
-        self._intake.take(client, submit)
+    def _take(self, client: bytes, submit: Submit, request_id: bytes | None = None) -> None:
+        self._intake.take(client, submit, request_id)
 
     def _cancel(self, owner: bytes, request_id: bytes) -> None:
         self._execute(self._ledger.cancel(owner, request_id, time.monotonic()))

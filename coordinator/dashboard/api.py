@@ -26,6 +26,7 @@ from tandem.messages.operations import WINDOWS_S, Series
 
 MAX_RECORDS = 1000
 REQUEST_ID = re.compile(r"[0-9a-f]{8,32}", re.IGNORECASE)
+ANSWER_ID = re.compile(r"^(chat)?cmpl-")  # what callers of the HTTP API see before it
 OUTCOMES = ("live", "stop", "length", "cancelled", "failed", "missed")
 
 
@@ -132,7 +133,8 @@ class Api:
         return raw_json_response(self._source.records_json(int(limit), outcome, sla_class))
 
     async def _record(self, request: Request) -> Response:
-        request_id = request.path_params["request_id"].replace("-", "").lower()
+        given = request.path_params["request_id"].lower()
+        request_id = ANSWER_ID.sub("", given).replace("-", "")
         if REQUEST_ID.fullmatch(request_id) is None:
             text = "a request id is 32 hexadecimal digits; the first 8 or more are enough"
             raise ApiError(400, text, code="invalid_value", param="id")

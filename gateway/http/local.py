@@ -84,7 +84,9 @@ class LocalClients:
     """Open streams. `take` is the intake, `cancel` ends a client's request in the ledger."""
 
     def __init__(
-        self, take: Callable[[bytes, Submit], None], cancel: Callable[[bytes, bytes], None]
+        self,
+        take: Callable[[bytes, Submit, bytes | None], None],
+        cancel: Callable[[bytes, bytes], None],
     ) -> None:
         self._take = take
         self._cancel = cancel
@@ -97,14 +99,14 @@ class LocalClients:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def open(self, submit: Submit, key: str | None) -> LocalStream:
-        """Enter a request of a caller with this key."""
+    def open(self, submit: Submit, key: str | None, request_id: bytes | None = None) -> LocalStream:
+        """Enter a request of a caller with this key, under an id that was made for it."""
         client = self._prefix + next(self._numbers).to_bytes(8, "big")
         stream = LocalStream(lambda request_id: self._cancel(client, request_id))
         self._streams[client] = stream
         if key is not None:
             self._keys[client] = key
-        self._take(client, submit)
+        self._take(client, submit, request_id)
         return stream
 
     def owns(self, client: bytes) -> bool:

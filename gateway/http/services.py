@@ -92,15 +92,19 @@ class Evaluate(Protocol):
         """`key` names the caller's key."""
 
 
+class Open(Protocol):
+    """Enters a request, whose prompt must be token ids, under the caller's key."""
+
+    def __call__(self, submit: Submit, key: str | None, request_id: bytes | None = None) -> Stream:
+        """`request_id` is a new one of the server's own making; None: one is made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Handed to the endpoints by the composition.
-
-    `open` enters a request, whose prompt must be token ids, under the caller's key.
-    """
+    """Handed to the endpoints by the composition."""
 
     offer: Callable[[], Offer]
-    open: Callable[[Submit, str | None], Stream]
+    open: Open
     text: Text
     evaluate: Evaluate
     created_unix_s: int

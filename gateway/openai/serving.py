@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from gateway.http.call import call_of
 from gateway.http.responses import json_response
-from gateway.http.services import Services
+from gateway.http.services import Services, Stream
 from gateway.http.sse import SseResponse
 from gateway.openai import choices
 from gateway.openai.chunks import Head, Shape, Tally
@@ -32,6 +32,7 @@ from tandem.sampling import SamplingParams
 
 # A refusal that comes within so long is told by its status; then the stream begins without tokens.
 SETTLE_S = 5.0
+ID_BYTES = 16  # of a request's id
 IDEMPOTENCY_HEADER = "idempotency-key"
 Make = Callable[[], Awaitable[msgspec.Struct]]
 
@@ -75,8 +76,8 @@ class Generation:
         return targets_of(body, request.headers)
 
     def head(self, prefix: str) -> Head:
-        """Of a new answer."""
-        answer_id = f"{prefix}-{secrets.token_hex(12)}"
+        """Of a new answer: its id is that of its first request, which `tandem explain` knows."""
+        answer_id = f"{prefix}-{secrets.token_hex(ID_BYTES)}"
         return Head(answer_id, int(time.time()), self.services.offer().model)
 
     def shape(self, body: GenerationRequest, params: SamplingParams) -> Shape:
@@ -125,9 +126,13 @@ class Generation:
             for choice in range(tally.num_choices)
         ]
         readers = [self._reader(body, params) for _ in submits]
-        started = choices.start(
-            lambda submit: self.services.open(submit, key), submits, tally.num_choices
-        )
+        first_id = bytes.fromhex(head.answer_id[-2 * ID_BYTES :])
+
+        def open_stream(submit: Submit) -> Stream:
+            own_id = first_id if submit is submits[0] else None
+            return self.services.open(submit, key, own_id)
+
+        started = choices.start(open_stream, submits, tally.num_choices)
         return Telling(started, readers, tally)
 
     def _reader(self, body: GenerationRequest, params: SamplingParams) -> Reader:

@@ -19,7 +19,7 @@ class Ledger:
         self.cancelled: list[tuple[bytes, bytes]] = []
         self.local = LocalClients(self.take, self.cancel)
 
-    def take(self, client: bytes, submit: Submit) -> None:
+    def take(self, client: bytes, submit: Submit, request_id: bytes | None) -> None:
         self.clients.append(client)
 
     def cancel(self, client: bytes, request: bytes) -> None:

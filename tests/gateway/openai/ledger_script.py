@@ -164,7 +164,9 @@ class Played:
     def submits(self) -> list[Submit]:
         return [stream.submit for stream in self.streams]
 
-    def open(self, submit: Submit, key: str | None) -> PlayedStream:
+    def open(
+        self, submit: Submit, key: str | None, request_id: bytes | None = None
+    ) -> PlayedStream:
         try:
             check_submit(submit, OFFER)
             words = self.script(submit)

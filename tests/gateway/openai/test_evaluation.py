@@ -56,7 +56,7 @@ class Nodes:
     def services(self) -> Services:
         return Services(
             offer=lambda: replace(OFFER, num_labels=self.num_labels),
-            open=lambda submit, key: pytest.fail("nothing is generated"),
+            open=lambda submit, key, request_id=None: pytest.fail("nothing is generated"),
             text=ByteText(),
             evaluate=self,
             created_unix_s=0,
