@@ -37,7 +37,7 @@ def test_what_operators_ask_for(open_site) -> None:
                 (await get("/api/requests?limit=5")).content, type=list[RequestRecord]
             )
             assert [int(each.request_id, 16) for each in records] == [2]
-            live = await get("/api/requests/ABCD1234-0000")
+            live = await get("/api/requests/chatcmpl-ABCD1234-0000")
             assert live.json()["reason"] is None and live.json()["steps"]
             assert live.headers["cache-control"] == "no-store"
             metrics = await get("/metrics")

@@ -153,6 +153,7 @@ class Played:
 
     script: Script = backwards
     streams: list[PlayedStream] = field(default_factory=list)
+    request_ids: list[bytes | None] = field(default_factory=list)
     evaluated: list[EvaluationAsked] = field(default_factory=list)
     text: ByteText = field(default_factory=ByteText)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -172,6 +173,7 @@ class Played:
             words = self.script(submit)
         except Rejected as rejected:
             words = [Refused(label=submit.label, code=rejected.code, message=str(rejected))]
+        self.request_ids.append(request_id)
         self.streams.append(PlayedStream(submit, words, self.gate))
         return self.streams[-1]
 

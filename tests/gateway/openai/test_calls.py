@@ -40,6 +40,14 @@ def test_what_a_request_asks_reaches_the_ledger() -> None:
     assert first.label != second.label
 
 
+def test_an_answers_id_is_that_of_its_first_request() -> None:
+    played = Played()
+    answer = post("/v1/completions", played, prompt="a", n=2).json()
+    first, second = played.request_ids
+    assert first is not None and answer["id"] == f"cmpl-{first.hex()}"
+    assert second is None
+
+
 def test_refusals_and_failures_before_the_first_token_have_a_status() -> None:
     overloaded = failing(code="overloaded", message="too much", retry_after_s=3.2)
     for is_streamed in (False, True):
