@@ -81,7 +81,7 @@ class Strangers:
             attacker.sendall(noise)
 
     def talk(self, server_keys: Sequence[str | None] = (None,)) -> int:
-        """ZeroMQ messages to every port; how many sockets were answered.
+        """ZeroMQ messages to every port; how many sockets were answered in our protocol.
 
         With `server_keys` as a program of one's own key that learnt these of the servers, else
         without encryption.
@@ -108,8 +108,9 @@ class Strangers:
         answered = set()
         while ready := poller.poll(ANSWER_MS):
             for dealer, _ in ready:
-                answered.add(dealer)
-                poller.unregister(dealer)
+                # An HTTP port's "HTTP/1.1 400" looks to libzmq like a message of ZMTP 1.0.
+                if dealer.recv_multipart()[0] == MAGIC:
+                    answered.add(dealer)
         for dealer in opened:
             dealer.close()
         return len(answered)

@@ -163,6 +163,7 @@ def test_examples_run(deployment: Any, name: str) -> None:
     assert done.returncode == 0, done.stderr
     if name == "raw_client":
         params = SamplingParams(temperature=0.0, max_tokens=40)
-        assert done.stdout == deployment.client.generate(prompt, params=params).text
+        (answer,) = deployment.client.generate([prompt], params=params)
+        assert done.stdout == answer.text
     else:
         assert len(done.stdout) > 60
