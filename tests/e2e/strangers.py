@@ -108,6 +108,7 @@ class Strangers:
         answered = set()
         while ready := poller.poll(ANSWER_MS):
             for dealer, _ in ready:
+                poller.unregister(dealer)
                 # An HTTP port's "HTTP/1.1 400" looks to libzmq like a message of ZMTP 1.0.
                 if dealer.recv_multipart()[0] == MAGIC:
                     answered.add(dealer)
