@@ -32,6 +32,9 @@ NODE_ARGS = (
     *("--num-pages", str(NUM_PAGES), "--max-num-seqs", str(MAX_NUM_SEQS)),
     *("--max-num-batched-tokens", str(MAX_NUM_BATCHED_TOKENS)),
 )
+# Real processes, sockets and pages, and a device that sleeps as long as these costs say: what other
+# processes do to the cores leaves its steps alone.
+PACED_FLAGS = ("--device", "fake", "--fake-costs", "0.004:0.0005:0:0.0005:0")
 # In the simulator: two to be placed, one to the node, two for the grant of pages.
 NUM_MESSAGES = 5
 LOADS = (1, 4, 16, 48)

@@ -17,6 +17,7 @@ COMPARISONS: dict[str, Callable[[Options], Report]] = {
     "calibrate": calibrate.run,
     "http_door": http_door.run,
     "overload": overload.run,
+    "overload_paced": overload.run_paced,
     "policies_real": policies_real.run,
     "policies_sim": policies_sim.run,
     "sim_vs_heavy": sim_vs_real.run_heavy,

@@ -10,6 +10,7 @@ import statistics
 from typing import Any
 
 from benchmarks.claims.systems import Deployment
+from benchmarks.compare.calibration import NODE_ARGS, PACED_FLAGS
 from benchmarks.compare.real import TARGETS_NOTE, capacity_per_s, mix, run_at
 from benchmarks.options import Options
 from benchmarks.report import Report, Table
@@ -22,7 +23,15 @@ QUICK_FACTORS = (0.9, 5.0)
 
 def run(options: Options) -> Report:
     """One deployment, one load after another."""
-    document = asyncio.run(_measure(options))
+    return _report(asyncio.run(_measure(options, ())))
+
+
+def run_paced(options: Options) -> Report:
+    """The same with a device that sleeps: clients and refusals take nothing from its steps."""
+    return _report(asyncio.run(_measure(options, (*NODE_ARGS, *PACED_FLAGS))))
+
+
+def _report(document: dict[str, Any]) -> Report:
     rows = document["loads"]
     cells = [
         [
@@ -55,9 +64,9 @@ def run(options: Options) -> Report:
     )
 
 
-async def _measure(options: Options) -> dict[str, Any]:
+async def _measure(options: Options, node_args: tuple[str, ...]) -> dict[str, Any]:
     seconds = 2.0 if options.quick else 8.0
-    with Deployment() as deployment:
+    with Deployment(node_args=node_args) as deployment:
         async with deployment.client() as client:
             await client.wait_until_ready(30.0)
             count = 64 if options.quick else 256

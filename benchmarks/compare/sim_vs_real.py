@@ -15,6 +15,7 @@ from benchmarks.claims.systems import Deployment
 from benchmarks.compare.calibration import (
     KV_BYTES_PER_TOKEN,
     NODE_ARGS,
+    PACED_FLAGS,
     Calibration,
     calibrate,
 )
@@ -46,7 +47,7 @@ class Compared:
 DEMO = Compared()
 # Real processes and pages, and a device that sleeps: two nodes, gateway and client on two cores
 # slow each other's steps down, which no simulator of one node's device can know.
-PACED = Compared((*NODE_ARGS, *("--device", "fake", "--fake-costs", "0.004:0.0005:0:0.0005:0")), 8)
+PACED = Compared((*NODE_ARGS, *PACED_FLAGS), 8)
 # Steps of some 20 ms instead of 1 ms: what the other processes take of the two cores is small
 # beside them, as it is beside a GPU's.
 HEAVY_SHAPE = Shape()

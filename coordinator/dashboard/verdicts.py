@@ -117,7 +117,7 @@ def _where(tally: Tally, stage: str) -> str:
     if all_s == 0:
         return ""
     of_what = "their time to first token" if stage in ("queue", "prefill") else "what was too long"
-    return f"{stage} took {seconds / all_s:.0%} of {of_what}: "
+    return f"{stage} took {100 * seconds / all_s:.0f} % of {of_what}: "
 
 
 def _num_missed(tally: Tally) -> float:

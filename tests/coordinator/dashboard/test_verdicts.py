@@ -37,7 +37,7 @@ def test_a_queue_is_blamed_for_late_first_tokens(world, make_timeline) -> None:
     assert (verdict.verdict, verdict.limiting_stage) == ("violated", "queue")
     assert "66.6 % kept both targets over the last hour, promised are 95 %" in verdict.explanation
     assert "4 had a late first token of 12 requests" in verdict.explanation
-    assert "queue took 86% of their time to first token" in verdict.explanation
+    assert "queue took 86 % of their time to first token" in verdict.explanation
 
 
 def test_slow_tokens_are_blamed_on_decode(world) -> None:
