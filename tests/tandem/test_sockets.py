@@ -164,14 +164,17 @@ def test_malformed_messages_are_counted_on_both_sides() -> None:
 
 def test_an_oversized_frame_ends_its_connection_and_nothing_else() -> None:
     async def scenario(made: Peers) -> None:
-        server, link, address, context = made
-        raw = context.socket(zmq.DEALER)
-        raw.set(zmq.LINGER, 0)
-        raw.connect(address)
-        await raw.send_multipart([MAGIC, b"\x80", bytes(MAX_FRAME_BYTES + 1)])
-        link.send(PING)
-        assert await server.receive() == (b"client/a", PING)
-        raw.close()
+        server, link, address, _ = made
+        with zmq.Context() as plain, plain.socket(zmq.DEALER) as raw:
+            raw.set(zmq.LINGER, 0)
+            with raw.get_monitor_socket(zmq.EVENT_DISCONNECTED) as watch:
+                raw.connect(address)
+                raw.send_multipart([MAGIC, b"\x80", bytes(MAX_FRAME_BYTES + 1)])
+                # Hung up on, not read and refused.
+                assert await asyncio.to_thread(watch.poll, 10_000)
+                raw.disable_monitor()
+            link.send(PING)
+            assert await server.receive() == (b"client/a", PING)
 
     run(scenario)
 
