@@ -105,10 +105,11 @@ async def _measure(options: Options, compared: Compared) -> Report:
             count = 64 if options.quick else 256
             capacity = await capacity_per_s(client, mix(options, count, CAPACITY_SEED))
             loads = []
-            for factor in FACTORS:
+            for index, factor in enumerate(FACTORS):
                 runs = []
                 for number in range(size.num_runs):
-                    seed = options.seed + number
+                    # Prompts of an earlier load would be in the prefix cache: no seed twice.
+                    seed = options.seed + index * size.num_runs + number
                     runs.append(
                         await run_at(client, options, factor * capacity, size.seconds, seed)
                     )
