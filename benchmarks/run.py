@@ -1,4 +1,4 @@
-"""The command line of `scripts/bench claims`, `compare` and `balance`."""
+"""The command line of `scripts/bench claims`, `compare`, `balance` and `kernels`."""
 
 import argparse
 import os

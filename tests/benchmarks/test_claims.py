@@ -15,6 +15,7 @@ from benchmarks.compare.calibration import as_toml
 from benchmarks.compare.catalogue import COMPARISONS
 from benchmarks.compare.policies_sim import variants
 from benchmarks.compare.sim_vs_real import num_swapped_pairs, replayed, simulated_figures
+from benchmarks.kernels.catalogue import KERNELS
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, publish
 from benchmarks.run import parse_options, run_benchmark
@@ -32,8 +33,9 @@ QUICK = Options(quick=True, traces=None, seed=0)
 
 def test_the_page_of_claims_names_commands_that_exist_and_all_of_them() -> None:
     text = CLAIMS_PAGE.read_text()
-    named = set(re.findall(r"scripts/bench (claims|compare) (\w+)", text))
-    there = {("claims", name) for name in CLAIMS} | {("compare", name) for name in COMPARISONS}
+    named = set(re.findall(r"scripts/bench (claims|compare|kernels) (\w+)", text))
+    catalogues = {"claims": CLAIMS, "compare": COMPARISONS, "kernels": KERNELS}
+    there = {(kind, name) for kind, catalogue in catalogues.items() for name in catalogue}
     assert named == there
 
 

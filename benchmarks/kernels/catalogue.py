@@ -1,0 +1,11 @@
+"""Kernel benchmarks by name."""
+
+from collections.abc import Callable
+
+from benchmarks.kernels import cpu_products
+from benchmarks.options import Options
+from benchmarks.report import Report
+
+KERNELS: dict[str, Callable[[Options], Report]] = {
+    "cpu_products": cpu_products.run,
+}
