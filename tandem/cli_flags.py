@@ -39,7 +39,13 @@ def add_up(parser: argparse.ArgumentParser) -> None:
         "example --num-pages 512 --transport zmq."
     )
     parser.add_argument("--model", required=True, help="model folder, or a Hub name to download")
-    parser.add_argument("--prefill", type=int, default=1, metavar="N", help="prefill nodes")
+    parser.add_argument(
+        "--prefill",
+        type=int,
+        default=1,
+        metavar="N",
+        help="prefill nodes; 0: the decode nodes serve both roles",
+    )
     parser.add_argument("--decode", type=int, default=1, metavar="N", help="decode nodes")
     parser.add_argument("--num-gateways", type=int, default=1, metavar="N", help="gateways")
     _add_ports(parser)

@@ -78,7 +78,7 @@ def report(args: argparse.Namespace, node_args: Sequence[str]) -> int:
     args.secure = False  # its keys are made by the start
     cluster = make_cluster(args, node_args)
     plans = {plan.module: plan for plan in cluster.plans.values()}
-    if args.dump_config:
+    if args.dump_config and "prefill_node" in plans:
         del plans["decode_node"]  # its table is the prefill node's
     status = 0
     for module, plan in sorted(plans.items()):

@@ -39,6 +39,7 @@ class ClusterError(Exception):
 class LocalCluster:
     """Coordinator, gateways, `num_prefill` and `num_decode` nodes; `with` starts and stops them.
 
+    Without prefill nodes the decode nodes serve both roles, each for its own requests.
     `*_args` are further flags of each process; `node_args` go to all nodes. Ports: None picks a
     free one, a number must be free (`gateway_port` and `http_port` are the first gateway's); -1 is
     no HTTP, no dashboard. `sink(name, line)` gets every line of output. Logs are in `run_dir`;
@@ -71,8 +72,11 @@ class LocalCluster:
         secure: bool = False,
         started_as: Callable[[ProcessPlan], ProcessPlan] = lambda plan: plan,
     ) -> None:
-        if min(num_prefill, num_decode, num_gateways) < 1:
-            raise ValueError("a deployment needs a prefill node, a decode node and a gateway")
+        if num_prefill < 0 or min(num_decode, num_gateways) < 1:
+            raise ValueError(
+                "a deployment needs a decode node and a gateway; without prefill nodes"
+                " its decode nodes serve both roles"
+            )
         others = [None] * (num_gateways - 1)
         wanted_http = [http_port, *(others if http_port != NO_PORT else [NO_PORT] * len(others))]
         *ports, dashboard = _choose_ports(

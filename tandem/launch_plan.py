@@ -14,7 +14,10 @@ ROLES = ("prefill", "decode")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterPlan:
-    """Counts, ports and further flags of each kind of process; a gateway per pair of ports."""
+    """Counts, ports and further flags of each kind of process; a gateway per pair of ports.
+
+    Without prefill nodes every decode node serves both roles.
+    """
 
     model: str
     run_dir: Path
@@ -40,11 +43,13 @@ class ClusterPlan:
         """`prefill-0`, `decode-3`, ..."""
         name = f"{role}-{index}"
         flags = ("--name", name, *LOOPBACK, "--port", "0", *self._common())
+        is_mixed = role == "decode" and self.num_prefill == 0
+        weights = ("--prefill-weight", "1") if is_mixed else ()
         share = _memory_share(self.num_prefill + self.num_decode, self.node_args)
         return ProcessPlan(
             name=name,
             module=f"{role}_node",
-            flags=(*flags, "--run-dir", str(self.run_dir), *share, *self.node_args),
+            flags=(*flags, "--run-dir", str(self.run_dir), *weights, *share, *self.node_args),
         )
 
     def gateway(self, index: int) -> ProcessPlan:

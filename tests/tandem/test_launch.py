@@ -192,8 +192,9 @@ def test_ports_are_free_or_refused(cluster: Callable[..., LocalCluster]) -> None
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} is taken"):
             cluster(gateway_port=port)
-    with pytest.raises(ValueError, match="needs a prefill node"):
-        cluster(num_prefill=0)
+    for counts in ({"num_prefill": -1}, {"num_decode": 0}, {"num_gateways": 0}):
+        with pytest.raises(ValueError, match="needs a decode node and a gateway"):
+            cluster(**counts)
 
 
 def make_plan(**changes: object) -> ClusterPlan:
@@ -226,6 +227,16 @@ def test_flags_of_each_process() -> None:
         "--host 127.0.0.1 --port 7300 --dashboard-port 7400 --history /run/x/history.sqlite --b"
     )
     assert "--history" not in make_plan(dashboard_port=-1).coordinator().flags
+
+
+def test_without_prefill_nodes_decode_nodes_serve_both_roles() -> None:
+    plan = make_plan(num_prefill=0, num_decode=1)
+    names = [process.name for process in plan.processes()]
+    assert names == ["decode-0", "gateway", "coordinator"]
+    weight = ("--prefill-weight", "1")
+    assert set(weight) <= set(plan.processes()[0].flags)
+    assert not any("weight" in flag for p in make_plan().processes() for flag in p.flags)
+    assert "--prefill-weight" not in plan.node("prefill", 0).flags  # one that is started later
 
 
 @pytest.mark.parametrize(
