@@ -53,6 +53,22 @@ def test_disaggregated_equals_one_process(
     assert answers == one_process
 
 
+@pytest.mark.timeout(60)
+def test_one_mixed_node_equals_one_process(
+    deployer: Callable[..., Any],
+    demo_model: Path,
+    prompts: list[list[int]],
+    one_process: list[list[int]],
+) -> None:
+    """A deployment of a single node of both roles: nothing is sent anywhere."""
+    with deployer(demo_model, num_prefill=0) as deployment:
+        assert [node.weights.prefill for node in deployment.status().nodes] == [1.0]
+        few = prompts[:32]
+        answers = generate(deployment.cluster.gateway_address, few, params=GREEDY)
+        assert deployment.status().nodes[0].load.num_transfers_done == 0
+    assert answers == one_process[:32]
+
+
 @pytest.mark.timeout(300)
 def test_one_process_equals_transformers(
     demo_model: Path, prompts: list[list[int]], one_process: list[list[int]]
