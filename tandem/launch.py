@@ -73,10 +73,7 @@ class LocalCluster:
         started_as: Callable[[ProcessPlan], ProcessPlan] = lambda plan: plan,
     ) -> None:
         if num_prefill < 0 or min(num_decode, num_gateways) < 1:
-            raise ValueError(
-                "a deployment needs a decode node and a gateway; without prefill nodes"
-                " its decode nodes serve both roles"
-            )
+            raise ValueError("a deployment needs a decode node and a gateway")
         others = [None] * (num_gateways - 1)
         wanted_http = [http_port, *(others if http_port != NO_PORT else [NO_PORT] * len(others))]
         *ports, dashboard = _choose_ports(
