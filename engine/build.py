@@ -14,6 +14,7 @@ from engine.decoder import Decoder, kv_layout
 from engine.grammar import Grammars
 from engine.kv_pool import TORCH_DTYPES, AllocateBuffer, make_kv_pool
 from engine.memory import MemoryBudget, available_bytes, plan_memory
+from engine.parts import pair_cost
 from engine.runner import TorchRunner
 from engine.sampler import Sampler
 from engine.warm_up import StepSample, warm_up
@@ -31,7 +32,8 @@ class EngineOptions:
     numerics: "invariant" makes a row's bits independent of what shares its batch; "auto" asks for
     that on the CPU. num_pages: of the KV pool; None takes `memory_share` of what is free once the
     weights are loaded.
-    max_model_len: longest sequence; None is the model's own limit.
+    max_model_len: longest sequence; None is the model's own limit. num_threads: that share a step,
+    on the CPU only.
     """
 
     device: str = "cpu"
@@ -43,6 +45,7 @@ class EngineOptions:
     max_model_len: int | None = None
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
+    num_threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,9 @@ def build_runner(
             max_model_len,
         )
         pool = make_kv_pool(layout, budget.num_pages, device, allocate)
-    runner = TorchRunner(decoder, pool, Sampler(grammars).sample, device)
+    sampler = Sampler(grammars)
+    num_threads = options.num_threads if device.type == "cpu" else 1
+    runner = TorchRunner(decoder, pool, sampler.sample, device, num_threads, pair_cost(config))
     with _phase(on_phase, "warm up"):
         samples = warm_up(
             runner, options.max_num_seqs, options.max_num_batched_tokens, max_model_len

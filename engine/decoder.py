@@ -15,6 +15,7 @@ from torch.nn import functional
 from engine.batch import Batch
 from engine.ops import Linear, Ops
 from engine.rotary import rotary_table
+from engine.step_threads import Written, nobody_waits
 from tandem.layout import KVLayout
 from tandem.model_config import ModelConfig, ModelDtype
 
@@ -61,14 +62,19 @@ class Decoder:
         """Logits [N, vocab] of `batch.sample_rows`; pool [P, L, 2, Hkv, page, D] is written to."""
         return self.head(self.normed(self.states(batch, pool), batch.sample_rows))
 
-    def states(self, batch: Batch, pool: torch.Tensor) -> States:
-        """All rows of the batch behind the last layer; the pool is written to."""
+    def states(self, batch: Batch, pool: torch.Tensor, written: Written = nobody_waits) -> States:
+        """All rows of the batch behind the last layer; the pool is written to.
+
+        `written` is called in each layer once its K and V are in the pool, before they are read.
+        """
         ops, eps = self._ops, self._config.rms_norm_eps
         hidden = functional.embedding(batch.token_ids, self._embedding)
         residual: torch.Tensor | None = None
         for index, layer in enumerate(self._layers):
             normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
-            attended = self._attend(layer, index, layer.qkv(normed), batch, pool)
+            query = self._write(layer, index, layer.qkv(normed), batch, pool)
+            written()
+            attended = ops.attention(query, pool, index, batch, self._scale, layer.window)
             hidden = layer.output(attended.flatten(1))
             normed, residual = ops.rms_norm(hidden, layer.mlp_norm, eps, residual)
             hidden = layer.down(ops.silu_and_mul(layer.gate_up(normed)))
@@ -89,11 +95,11 @@ class Decoder:
         """Of the classification head; 0: it has none, and generates."""
         return self._config.num_labels
 
-    def _attend(
+    def _write(
         self, layer: DecoderLayer, index: int, qkv: torch.Tensor, batch: Batch, pool: torch.Tensor
     ) -> torch.Tensor:
-        """Writes the rows' K and V, then attends: qkv [T, (Hq + 2 Hkv) D] -> [T, Hq, D]."""
-        query = self._ops.rope_write(
+        """Writes the rows' K and V; qkv [T, (Hq + 2 Hkv) D] -> rotated queries [T, Hq, D]."""
+        return self._ops.rope_write(
             qkv,
             self._rotary,
             batch.positions,
@@ -106,7 +112,6 @@ class Decoder:
             layer.k_norm,
             self._config.rms_norm_eps,
         )
-        return self._ops.attention(query, pool, index, batch, self._scale, layer.window)
 
 
 def kv_layout(config: ModelConfig, page_size: int, dtype: ModelDtype) -> KVLayout:

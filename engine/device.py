@@ -38,7 +38,7 @@ def build_device(
 
     ValueError with advice where something does not fit.
     """
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(1)  # of an operation: the threads of a step share it by rows
     folder = resolve_model(config.model)
     model_config = load_model_config(folder)
     started = time.perf_counter()
@@ -62,6 +62,7 @@ def build_device(
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            num_threads=config.cpu_threads or int(os.environ.get("OMP_NUM_THREADS", "1")),
         ),
         allocate=allocate,
         on_phase=report_phase,

@@ -1,6 +1,12 @@
-"""The real `node.runner.Runner`: a StepBatch through the decoder and the sampler, on one device."""
+"""The real `node.runner.Runner`: a StepBatch through the decoder and the sampler, on one device.
+
+On the CPU a step is cut into as many parts as there are threads, each of which goes from tokens to
+drawn tokens on its own.
+"""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import itemgetter
 
 import torch
 
@@ -8,6 +14,8 @@ from engine.batch import Batch, build_batch
 from engine.decoder import Decoder, States
 from engine.evaluation import answer
 from engine.kv_pool import KVPool
+from engine.parts import Part, cut_step
+from engine.step_threads import StepThreads, Written
 from node.runner import Sampled, SampleRequest, StepBatch, StepResult
 from tandem.layout import KVLayout
 
@@ -15,15 +23,27 @@ Sample = Callable[[torch.Tensor, Sequence[SampleRequest]], Sequence[Sampled]]
 
 
 class TorchRunner:
-    """Runs one step at a time over one KV pool; `sample` draws from logits [N, vocab]."""
+    """Runs one step at a time over one KV pool; `sample` draws from logits [N, vocab].
+
+    `sample` is called by several threads at once where `num_threads` is above 1, which is for the
+    CPU. `pair_cost`: what attention to one token costs in units of a row (see `engine/parts.py`).
+    """
 
     def __init__(
-        self, decoder: Decoder, pool: KVPool, sample: Sample, device: torch.device
+        self,
+        decoder: Decoder,
+        pool: KVPool,
+        sample: Sample,
+        device: torch.device,
+        num_threads: int = 1,
+        pair_cost: float = 0.0,
     ) -> None:
         self._decoder = decoder
         self._pool = pool
         self._sample = sample
         self._device = device
+        self._threads = StepThreads(num_threads)
+        self._pair_cost = pair_cost
 
     @property
     def layout(self) -> KVLayout:
@@ -47,7 +67,15 @@ class TorchRunner:
 
     def logits(self, step: StepBatch) -> torch.Tensor:
         """Logits [N, vocab] of the sequences that sample, in their order; writes their KV."""
-        return self._logits(*self._forward(step))
+
+        def compute(part: Part, written: Written) -> list[tuple[int, torch.Tensor]]:
+            batch, states = self._forward(part.step, written)
+            rows = self._logits(batch, states).unbind()
+            ids = [part.sequence_ids[i] for i in batch.sequence_ids]
+            return list(zip(ids, rows, strict=True))
+
+        found = chain.from_iterable(self._threads.run(self._cut(step), compute))
+        return torch.stack([row for _, row in sorted(found, key=itemgetter(0))])
 
     def run(self, batch: StepBatch) -> StepResult:
         """Compute one step and draw; returns when all of it is done, on the device too.
@@ -56,25 +84,35 @@ class TorchRunner:
         sampled nothing and so made nobody wait for the device.
         """
         sampled: list[Sampled | None] = [None] * len(batch.sequences)
-        if batch.num_tokens == 0:
-            return StepResult(tuple(sampled))
-        flat, states = self._forward(batch)
-        with torch.inference_mode():
-            for asked in flat.asked:
-                sampled[asked.sequence_id] = answer(self._decoder, states, asked)
-        if flat.requests:
-            drawn = self._sample(self._logits(flat, states), flat.requests)
-            for sequence_id, result in zip(flat.sequence_ids, drawn, strict=True):
-                sampled[sequence_id] = result
-        elif self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
+        parts = self._cut(batch)
+        if parts:
+            for part, drawn in zip(parts, self._threads.run(parts, self._run_part), strict=True):
+                for sequence_id, result in drawn:
+                    sampled[part.sequence_ids[sequence_id]] = result
         return StepResult(tuple(sampled))
 
-    def _forward(self, step: StepBatch) -> tuple[Batch, States]:
+    def _cut(self, step: StepBatch) -> tuple[Part, ...]:
+        return cut_step(step, self._threads.num_threads, self._pair_cost)
+
+    def _run_part(self, part: Part, written: Written) -> list[tuple[int, Sampled]]:
+        """What was drawn and answered, with the index of its sequence in the part."""
+        batch, states = self._forward(part.step, written)
+        with torch.inference_mode():
+            found = [
+                (asked.sequence_id, answer(self._decoder, states, asked)) for asked in batch.asked
+            ]
+        if batch.requests:
+            drawn = self._sample(self._logits(batch, states), batch.requests)
+            found += zip(batch.sequence_ids, drawn, strict=True)
+        elif self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return found
+
+    def _forward(self, step: StepBatch, written: Written) -> tuple[Batch, States]:
         pool = self._pool
         with torch.inference_mode():
             batch = build_batch(step, pool.layout.page_size, pool.scratch_page, self._device)
-            return batch, self._decoder.states(batch, pool.tensor)
+            return batch, self._decoder.states(batch, pool.tensor, written)
 
     def _logits(self, batch: Batch, states: States) -> torch.Tensor:
         with torch.inference_mode():

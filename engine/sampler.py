@@ -17,6 +17,7 @@ elementwise arithmetic or comparison (`engine/noise.py`).
 
 import logging
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,11 +54,12 @@ Masks = Sequence[BoolArray | None]  # of a row: which tokens its schema allows; 
 class Sampler:
     """Stateless but for `grammars`, which are a cache: what is drawn does not depend on it.
 
-    `sample` is for one thread where requests have schemas, else for any.
+    `sample` is for any thread; those with schemas in their rows take turns at the grammars.
     """
 
     def __init__(self, grammars: Grammars | None = None) -> None:
         self._grammars = grammars
+        self._grammars_lock = threading.Lock()
 
     def sample(self, logits: torch.Tensor, requests: Sequence[SampleRequest]) -> list[Sampled]:
         """One token per row of logits [R, V] (any float dtype) for R requests, in order.
@@ -95,7 +97,8 @@ class Sampler:
         if self._grammars is None:
             return NO_GRAMMARS
         try:
-            return self._grammars.allowed(request)[:vocab_size]
+            with self._grammars_lock:
+                return self._grammars.allowed(request)[:vocab_size]
         except ValueError as error:
             return str(error)
         except Exception as error:
@@ -108,7 +111,8 @@ class Sampler:
             return
         is_last = request.output_index + 1 == request.params.max_tokens
         if is_last or sampled.error is not None or sampled.token_id in request.eos_token_ids:
-            self._grammars.forget(request.key)
+            with self._grammars_lock:
+                self._grammars.forget(request.key)
 
 
 def _largest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:

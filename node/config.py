@@ -59,6 +59,9 @@ class NodeConfig:
     max_model_len: Annotated[
         int | None, Help("longest prompt plus answer in tokens; default: the model's")
     ] = None
+    cpu_threads: Annotated[
+        int | None, Help("threads that share a step on the CPU; default: OMP_NUM_THREADS, else 1")
+    ] = None
     max_num_seqs: Annotated[int, Help("requests decoded in one step at most")] = 64
     max_num_batched_tokens: Annotated[
         int, Help("tokens of one step at most; the size of a prefill chunk")
@@ -143,6 +146,8 @@ class NodeConfig:
             )
         if self.transport == "cuda_ipc" and not self.device.startswith("cuda"):
             raise ValueError(f"--transport cuda_ipc is for GPUs, not for --device {self.device}")
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ValueError(f"cpu-threads {self.cpu_threads} must be at least 1")
         if self.page_size < 1 or self.page_size & (self.page_size - 1):
             raise ValueError(f"page-size {self.page_size} is not a power of two; use 16")
         if not 0 <= self.page_watermark <= 0.5:
