@@ -1,0 +1,1 @@
+"""HTTP attacks that take minutes: `scripts/test_attacks`."""
