@@ -1,6 +1,7 @@
 """Deployments on this machine for benchmarks, and what their nodes say of themselves."""
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,9 +21,11 @@ HEARTBEAT_WAIT_S = 1.2
 
 
 class Deployment:
-    """A prefill and a decode node with coordinator and gateway; `with` starts and stops them.
+    """Nodes with coordinator and gateway; `with` starts and stops them.
 
-    `shape`: random weights of that shape instead of the demo model.
+    `shape`: random weights of that shape instead of the demo model. `is_mixed`: in place of a
+    prefill and a decode node one that does both, alone on the last core of the machine, all else
+    and the caller on the others.
     """
 
     def __init__(
@@ -31,10 +34,12 @@ class Deployment:
         node_args: Sequence[str] = (),
         coordinator_args: Sequence[str] = (),
         shape: Shape | None = None,
+        is_mixed: bool = False,
     ) -> None:
         self._node_args = node_args
         self._coordinator_args = coordinator_args
         self._shape = shape
+        self._is_mixed = is_mixed
         self._stack = ExitStack()
         self.cluster: LocalCluster
 
@@ -48,14 +53,27 @@ class Deployment:
             self.cluster = self._stack.enter_context(
                 LocalCluster(
                     model=str(model),
+                    num_prefill=0 if self._is_mixed else 1,
                     node_args=self._node_args,
                     coordinator_args=self._coordinator_args,
                 )
             )
+            if self._is_mixed:
+                self._give_node_its_core()
         except BaseException:
             self._stack.close()
             raise
         return self
+
+    def _give_node_its_core(self) -> None:
+        cores = os.sched_getaffinity(0)
+        own = {max(cores)}
+        if cores == own:
+            raise ValueError("a node with a core of its own needs a machine of two cores or more")
+        self._stack.callback(pin_process, os.getpid(), cores)
+        pin_process(os.getpid(), cores - own)
+        for name, process in self.cluster.processes.items():
+            pin_process(process.pid, own if name == "decode-0" else cores - own)
 
     def __exit__(
         self,
@@ -68,6 +86,12 @@ class Deployment:
     def client(self) -> AsyncClient:
         """For its gateway."""
         return AsyncClient(self.cluster.gateway_address)
+
+
+def pin_process(pid: int, cores: set[int]) -> None:
+    """All threads that a process has, and so those that they start, to these cores."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 async def node_loads(deployment: Deployment) -> dict[str, NodeLoad]:

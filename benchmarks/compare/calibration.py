@@ -7,6 +7,7 @@ second what the first token of a lone request takes beyond its prefill.
 """
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -62,7 +63,10 @@ async def calibrate(
     *,
     kv_bytes_per_token: int = KV_BYTES_PER_TOKEN,
 ) -> Calibration:
-    """Closed loops of 1, 4, 16 and 48 requests; raises ValueError where nodes told no costs."""
+    """Closed loops of 1, 4, 16 and 48 requests; raises ValueError where nodes told no costs.
+
+    Without a prefill node the decode node's costs are those of both roles.
+    """
     async with deployment.client() as client:
         await client.wait_until_ready(30.0)
         num_requests = 40 if options.quick else 160
@@ -75,12 +79,12 @@ async def calibrate(
             measured = await _loop(client, mix(options, count, seed + number), in_flight)
             after = await node_loads(deployment)
             if in_flight == TRANSFERS_AT:
-                light = after["prefill-0"].costs
+                light = _of_prefills(after).costs
             if in_flight == max(LOADS):
                 gaps.append(_gap_s(before["decode-0"], after["decode-0"], measured))
         lone = await _loop(client, mix(options, 12, seed + len(LOADS)), 1)
         loads = await node_loads(deployment)
-    prefill, decode = loads["prefill-0"].costs, loads["decode-0"].costs
+    prefill, decode = _of_prefills(loads).costs, loads["decode-0"].costs
     if prefill is None or decode is None or light is None:
         raise ValueError("the nodes learned no costs: give them more work (without --quick)")
     gap_s = max(0.0, statistics.median(gaps))
@@ -92,6 +96,10 @@ async def calibrate(
         kv_bytes_per_token=kv_bytes_per_token,
     )
     return Calibration(profile, prefill, decode, gap_s)
+
+
+def _of_prefills(loads: Mapping[str, NodeLoad]) -> NodeLoad:
+    return loads.get("prefill-0", loads["decode-0"])
 
 
 async def _loop(client: AsyncClient, lengths: list[Lengths], in_flight: int) -> Measurement:

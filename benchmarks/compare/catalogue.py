@@ -21,6 +21,7 @@ COMPARISONS: dict[str, Callable[[Options], Report]] = {
     "policies_real": policies_real.run,
     "policies_sim": policies_sim.run,
     "sim_vs_heavy": sim_vs_real.run_heavy,
+    "sim_vs_mixed": sim_vs_real.run_mixed,
     "sim_vs_paced": sim_vs_real.run_paced,
     "sim_vs_real": sim_vs_real.run,
 }

@@ -14,7 +14,15 @@ from benchmarks.claims.views import node_view
 from benchmarks.compare.calibration import as_toml
 from benchmarks.compare.catalogue import COMPARISONS
 from benchmarks.compare.policies_sim import variants
-from benchmarks.compare.sim_vs_real import num_swapped_pairs, replayed, simulated_figures
+from benchmarks.compare.sim_report import (
+    FIGURES,
+    Beside,
+    Compared,
+    compared,
+    num_swapped_pairs,
+    simulated_figures,
+)
+from benchmarks.compare.sim_vs_real import replayed
 from benchmarks.kernels.catalogue import KERNELS
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, publish
@@ -150,8 +158,18 @@ def test_a_real_run_is_replayed_at_its_own_times() -> None:
 
 
 def test_swapped_pairs_leave_ties_out() -> None:
-    def row(real: float, simulated: float) -> dict[str, dict[str, float]]:
-        return {"real": {"e2e_mean_ms": real}, "simulated": {"e2e_mean_ms": simulated}}
+    def row(real: float, simulated: float) -> Compared:
+        return compared("", [dict.fromkeys(FIGURES, real)], [dict.fromkeys(FIGURES, simulated)])
 
     assert num_swapped_pairs([row(10, 10), row(20, 15), row(40, 12)], tie=0.1) == (1, 3)
     assert num_swapped_pairs([row(10, 10), row(10.5, 5)], tie=0.1) == (0, 0)
+
+
+def test_an_error_counts_beyond_a_tenth_and_twice_the_real_spread() -> None:
+    steady = Beside([100.0, 101.0, 99.0], 111.0)
+    assert steady.bound == 0.1
+    assert not steady.holds
+    restless = Beside([80.0, 100.0, 120.0], 130.0)
+    assert restless.spread == pytest.approx(0.2)
+    assert restless.error == pytest.approx(0.3)
+    assert restless.holds
