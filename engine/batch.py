@@ -62,7 +62,7 @@ def build_batch(step: StepBatch, page_size: int, scratch_page: int, device: torc
     """Flatten a step; rows of `padding_contexts` read and write only `scratch_page`."""
     order = sorted(range(len(step.sequences)), key=lambda i: len(step.sequences[i].token_ids) > 1)
     num_single = sum(len(sequence.token_ids) == 1 for sequence in step.sequences)
-    padding = [_padding_row(context, page_size, scratch_page) for context in step.padding_contexts]
+    padding = [padding_row(context, page_size, scratch_page) for context in step.padding_contexts]
     sequences = [step.sequences[i] for i in order]
     sequences[num_single:num_single] = padding
     counts = np.array([len(sequence.token_ids) for sequence in sequences], np.int32)
@@ -103,7 +103,7 @@ def build_batch(step: StepBatch, page_size: int, scratch_page: int, device: torc
     )
 
 
-def _padding_row(context: int, page_size: int, scratch_page: int) -> SequenceStep:
+def padding_row(context: int, page_size: int, scratch_page: int) -> SequenceStep:
     """A decode row over `context` tokens that all lie in the scratch page."""
     return SequenceStep(
         token_ids=np.zeros(1, np.int32),

@@ -16,7 +16,7 @@ from engine.evaluation import answer
 from engine.kv_pool import KVPool
 from engine.parts import Part, cut_step
 from engine.step_threads import StepThreads, Written
-from node.runner import Sampled, SampleRequest, StepBatch, StepResult
+from node.runner import Deferred, Sampled, SampleRequest, StepBatch, StepResult
 from tandem.layout import KVLayout
 
 Sample = Callable[[torch.Tensor, Sequence[SampleRequest]], Sequence[Sampled]]
@@ -90,6 +90,10 @@ class TorchRunner:
                 for sequence_id, result in drawn:
                     sampled[part.sequence_ids[sequence_id]] = result
         return StepResult(tuple(sampled))
+
+    def launch(self, batch: StepBatch) -> Deferred:
+        """Compute when the result is asked for."""
+        return Deferred(self.run, batch)
 
     def _cut(self, step: StepBatch) -> tuple[Part, ...]:
         return cut_step(step, self._threads.num_threads, self._pair_cost)

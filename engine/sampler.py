@@ -137,6 +137,14 @@ def _is_argmax(request: SampleRequest) -> bool:
     return is_greedy(params) and params.logprobs is None and not _is_adjusted(request)
 
 
+def is_unfiltered(request: SampleRequest) -> bool:
+    """Whether the largest logit, or the largest sum of logit over temperature and noise, wins."""
+    params = request.params
+    if params.logprobs is not None or params.json_schema is not None or _is_adjusted(request):
+        return False
+    return is_greedy(params) or _filters(params)[1:] == (NEUTRAL_TOP_K, NEUTRAL_TOP_P, -math.inf)
+
+
 def _is_adjusted(request: SampleRequest) -> bool:
     params = request.params
     return bool(

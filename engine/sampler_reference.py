@@ -38,6 +38,24 @@ def draw_reference(scores: torch.Tensor, draws: Draws) -> torch.Tensor:
     return torch.where(best, token_ids, scores.shape[-1]).amin(-1)
 
 
+def draw_unfiltered_reference(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    seed: torch.Tensor,
+    choice: torch.Tensor,
+    index: torch.Tensor,
+) -> torch.Tensor:
+    """The tokens of `draw_reference` with all filters off, from logits [R, V], without a sort.
+
+    temperature float64 [R], the others int64 [R].
+    """
+    scores = logits.double()
+    scaled = (scores - scores.amax(-1, keepdim=True)) / temperature.unsqueeze(1)
+    token_ids = torch.arange(scores.shape[-1], device=scores.device)
+    seed, choice, index = (column.unsqueeze(1) for column in (seed, choice, index))
+    return (scaled + gumbel_reference(seed, choice, index, token_ids)).argmax(-1)
+
+
 def filters_reference(values: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Which tokens remain [R, V], of scaled scores sorted descending, the first of each row 0.
 

@@ -16,6 +16,7 @@ from node.runner import (
     SUM_BITS,
     ChunkQuestion,
     ChunkValues,
+    Deferred,
     Sampled,
     SequenceStep,
     StepBatch,
@@ -77,6 +78,10 @@ class FakeRunner:
         if duration_s:
             time.sleep(duration_s)
         return StepResult(tuple(self._run_sequence(s) for s in batch.sequences))
+
+    def launch(self, batch: StepBatch) -> Deferred:
+        """Compute when the result is asked for."""
+        return Deferred(self.run, batch)
 
     def _run_sequence(self, sequence: SequenceStep) -> Sampled | None:
         size = FAKE_LAYOUT.page_size

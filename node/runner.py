@@ -3,6 +3,7 @@
 The real runner lives in `engine/`; fault tests and the simulator inject a fake one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -140,6 +141,25 @@ class StepResult:
     sampled: tuple[Sampled | None, ...]
 
 
+class Pending(Protocol):
+    """A step that was launched."""
+
+    def result(self) -> StepResult:
+        """What it drew; returns when all of the step is done, on the device too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The `Pending` of a device that computes where it is asked for the result."""
+
+    run: Callable[[StepBatch], StepResult]
+    batch: StepBatch
+
+    def result(self) -> StepResult:
+        """Compute it."""
+        return self.run(self.batch)
+
+
 class Runner(Protocol):
     """A device that computes steps over one pool of KV pages.
 
@@ -156,3 +176,9 @@ class Runner(Protocol):
 
     def run(self, batch: StepBatch) -> StepResult:
         """Compute one step; returns when the sampled tokens are known."""
+
+    def launch(self, batch: StepBatch) -> Pending:
+        """Begin a step, so that the caller can do other things before it asks for the result.
+
+        One step at a time; until then no page of the step is given to anybody else.
+        """
