@@ -39,8 +39,7 @@ class NewRequest:
     choice: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ToClient:
+class ToClient(msgspec.Struct, frozen=True):
     """Send to a client."""
 
     client: bytes

@@ -91,8 +91,8 @@ class Attempt:
 
     def has_node(self, node: NodeRef) -> bool:
         """Whether this incarnation of the node serves the attempt."""
-        return any(
-            (n.node_id, n.incarnation) == (node.node_id, node.incarnation) for n in self.nodes
+        return _is_same(self.decode, node) or (
+            self.prefill is not None and _is_same(self.prefill, node)
         )
 
     def busy_nodes(self, *, is_cut: bool) -> tuple[NodeRef, ...]:
@@ -102,3 +102,7 @@ class Attempt:
         # Where token 0 ended the request, the decode node still waits for pages.
         is_waiting = self.ended_by != self.decode.node_id and self.decode in self.busy
         return (self.decode,) if is_waiting else ()
+
+
+def _is_same(one: NodeRef, other: NodeRef) -> bool:
+    return one.node_id == other.node_id and one.incarnation == other.incarnation

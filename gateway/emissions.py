@@ -40,8 +40,7 @@ class Emissions:
         taken: list[TokensTaken] = []
         ended: list[tuple[bytes, int]] = []
         for delta in emission.deltas:
-            taken.append(self._delta(node, delta, now))
-            if self.current(node, delta.request_id, delta.attempt) is None:
+            if not self._delta(node, delta, now, taken):
                 ended.append((delta.request_id, delta.attempt))
         for ending in emission.endings:
             self._ending(node, ending, now)
@@ -69,20 +68,26 @@ class Emissions:
                 ended.append(key)
         return EmissionAck(taken=tuple(taken), ended=tuple(ended))
 
-    def _delta(self, node: NodeRef, delta: TokenDelta, now: float) -> TokensTaken:
-        """Take tokens; the answer is below which index the node may forget the attempt's."""
-        next_index = delta.start + len(delta.ids)
-        found = self.current(node, delta.request_id, delta.attempt)
+    def _delta(
+        self, node: NodeRef, delta: TokenDelta, now: float, answers: list[TokensTaken]
+    ) -> bool:
+        """Take tokens, and answer below which index the node may forget the attempt's.
+
+        False where the attempt is over, or was before.
+        """
+        request_id, number = delta.request_id, delta.attempt
+        next_index, goes_on = delta.start + len(delta.ids), False
+        found = self.current(node, request_id, number)
         if found is None:
             self._live.num_dropped += 1
         else:
             request, attempt = found
             self._take(request, attempt, node, delta, now)
-            if self._live.by_id.get(request.request_id) is request and request.attempt is attempt:
+            goes_on = request.attempt is attempt and self._live.by_id.get(request_id) is request
+            if goes_on:
                 next_index = request.stream.next_index
-        return TokensTaken(
-            request_id=delta.request_id, attempt=delta.attempt, next_index=next_index
-        )
+        answers.append(TokensTaken(request_id=request_id, attempt=number, next_index=next_index))
+        return goes_on
 
     def _take(
         self, request: LiveRequest, attempt: Attempt, node: NodeRef, delta: TokenDelta, now: float

@@ -13,7 +13,7 @@ from gateway.emissions import Emissions
 from gateway.live import Identity, LiveRequests
 from gateway.moves import Moves
 from gateway.request import End
-from gateway.text import Decode
+from gateway.text import Decode, Whole
 from tandem.messages.common import NodeRef
 from tandem.messages.placement import (
     GatewayWelcome,
@@ -38,10 +38,11 @@ __all__ = ["Identity", "Ledger"]
 
 
 class Ledger:
-    """See the module. `decode` turns token ids into text, without special tokens."""
+    """See the module. `decode` turns token ids into text, without special tokens; `whole` is as
+    for a `Detokenizer`."""
 
-    def __init__(self, identity: Identity, decode: Decode) -> None:
-        self._live = LiveRequests(identity, decode)
+    def __init__(self, identity: Identity, decode: Decode, whole: Whole | None = None) -> None:
+        self._live = LiveRequests(identity, decode, whole)
         self._attempts = Attempts(self._live)
         self._moves = Moves(self._live, self._attempts)
         self._emissions = Emissions(self._live, self._attempts)

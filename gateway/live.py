@@ -3,7 +3,6 @@
 What is to be sent gathers in `out` until the ledger takes it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway import wording
@@ -11,8 +10,8 @@ from gateway.actions import Action, NewRequest, ToClient
 from gateway.demands import Demands
 from gateway.prefixes import RoutingPrefixes
 from gateway.request import End, LiveRequest
-from gateway.text import Decode, TextStream
-from gateway.token_stream import Token, TokenStream
+from gateway.text import Decode, TextStream, Whole
+from gateway.token_stream import Taken, TokenStream
 from tandem.messages.common import FinishReason
 from tandem.states import RequestState
 
@@ -42,7 +41,7 @@ class LiveRequests:
     """See the module. Requests by id; `draining` names the nodes that are asked to leave, `leaving`
     those whose requests may move: these, and nodes that take no new sequences any more."""
 
-    def __init__(self, identity: Identity, decode: Decode) -> None:
+    def __init__(self, identity: Identity, decode: Decode, whole: Whole | None) -> None:
         self.identity = identity
         self.by_id: dict[bytes, LiveRequest] = {}
         self.demands = Demands()
@@ -58,6 +57,7 @@ class LiveRequests:
         self.num_cached_tokens = 0  # found in a node's cache
         self.num_dropped = 0
         self._decode = decode
+        self._whole = whole
 
     def enter(self, new: NewRequest, now: float) -> LiveRequest | None:
         """Take a request in; None where what the client has of it already was its end."""
@@ -68,7 +68,7 @@ class LiveRequests:
         request = LiveRequest(
             new=new,
             stream=TokenStream(new.params.max_tokens, new.delivered.array.tolist()),
-            text=TextStream(self._decode, new.params.stop, end_ids),
+            text=TextStream(self._decode, new.params.stop, end_ids, self._whole),
             end_ids=end_ids,
         )
         self.by_id[new.request_id] = request
@@ -82,34 +82,35 @@ class LiveRequests:
     def _resume(self, request: LiveRequest, now: float) -> None:
         text, stop = request.text.resume(request.stream.ids, request.new.num_chars)
         if text:
-            self.say(request, request.stream.next_index, [], text)
+            self.say(request, request.stream.next_index, ((), ()), text)
         if stop is not None:
             self.end(request, End("stop", stop_string=stop), now)
         elif request.is_complete():
             self.end_complete(request, now)
 
-    def deliver(self, request: LiveRequest, new: list[Token], now: float) -> None:
+    def deliver(self, request: LiveRequest, new: Taken, now: float) -> None:
         """Stream accepted tokens to the client, up to a stop string."""
-        if not new:
+        ids, logprobs = new
+        if not ids:
             return
-        first = request.stream.next_index - len(new)
+        first = request.stream.next_index - len(ids)
         request.note_tokens(now)
-        text = ""
-        for position, token in enumerate(new):
-            piece, stop = request.text.push(token.token_id)
+        text, push = "", request.text.push
+        for position, token_id in enumerate(ids, 1):
+            piece, stop = push(token_id)
             text += piece
             if stop is not None:
-                request.stream.cut(first + position + 1)
-                self.say(request, first, new[: position + 1], text)
+                request.stream.cut(first + position)
+                self.say(request, first, (ids[:position], logprobs[:position]), text)
                 self.end(request, End("stop", stop_string=stop), now)
                 return
         self.say(request, first, new, text)
         self.finish_if_complete(request, now)
 
-    def say(self, request: LiveRequest, first: int, tokens: Sequence[Token], text: str) -> None:
+    def say(self, request: LiveRequest, first: int, new: Taken, text: str) -> None:
         """Send tokens from index `first` on, and text, to the client."""
-        self.num_output_tokens += len(tokens)
-        for output in wording.outputs(request.request_id, first, tokens, text):
+        self.num_output_tokens += len(new[0])
+        for output in wording.outputs(request.request_id, first, *new, text):
             self.out.append(ToClient(request.new.client, output))
 
     def finish_if_complete(self, request: LiveRequest, now: float) -> None:
@@ -145,7 +146,7 @@ class LiveRequests:
         if end.stop_string is None:
             text, stop = request.text.flush()
             if text:
-                self.say(request, request.stream.next_index, [], text)
+                self.say(request, request.stream.next_index, ((), ()), text)
             if stop is not None and not end.is_cut:
                 end = End("stop", stop_string=stop)
         request.enter(END_STATES[end.reason])

@@ -198,7 +198,8 @@ class Gateway:
             name=self._gateway_id,
             built_from=(self._config, known_as),
         )
-        return record(Ledger(known_as, self._tokenization.decode), self._log, RECORDED)
+        tokens = self._tokenization
+        return record(Ledger(known_as, tokens.decode, tokens.whole), self._log, RECORDED)
 
     def bind(self) -> str:
         """Listen for clients; returns the address that they dial. ValueError for a bad name."""
@@ -372,8 +373,10 @@ class Gateway:
         """Do what the ledger asks; clients hear through their sessions."""
         now = time.monotonic()
         for action in actions:
-            with going_on(action):
+            try:  # `going_on` costs a fifth of an action
                 self._do(action, now)
+            except Exception:
+                logger.exception("this gateway goes on without one %s", type(action).__name__)
 
     def _do(self, action: Action, now: float) -> None:
         match action:

@@ -6,6 +6,8 @@ What is pushed token by token adds up to the text of all tokens decoded at once.
 from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
+# The text of a token that has the same wherever it stands; None for others.
+Whole = Callable[[int], str | None]
 
 REPLACEMENT = "\ufffd"
 # A character has at most four bytes, so of four tokens; a longer undecodable run is really invalid.
@@ -18,11 +20,14 @@ class Detokenizer:
     """Decodes a short window twice per token (the offsets known from TGI and vLLM).
 
     The text of a token depends on its neighbours (spaces, characters of several tokens), so the
-    window starts one settled token earlier, and what already was text is subtracted.
+    window starts one settled token earlier, and what already was text is subtracted. Where nothing
+    is held back and `whole` knows the token, neither is needed: 0.3 us in place of 5.
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, whole: Whole | None = None) -> None:
         self._decode = decode
+        self._whole = whole
+        self._last_whole: int | None = None  # the last token, where it came that way
         self._window: list[int] = []
         self._num_settled = 0  # tokens at the window's start whose text is out
         self._num_waits = 0  # pushes since then
@@ -31,10 +36,27 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that this token completes."""
+        if self._whole is not None and (self._last_whole is not None or self._holds_nothing):
+            text = self._whole(token_id)
+            if text is not None:
+                self._last_whole = token_id
+                return text
         return self.push_block([token_id])
+
+    @property
+    def _holds_nothing(self) -> bool:
+        return self._num_waits == 0 and self._num_given == 0
+
+    def _open_window(self, last: int) -> None:
+        """Make the window what it is after this token."""
+        self._last_whole, self._window = None, [last]
+        self._num_settled, self._num_given, self._num_waits = 1, 0, 0
+        self._settled_text = self._decode(self._window)
 
     def push_block(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete, decoded together."""
+        if self._last_whole is not None:
+            self._open_window(self._last_whole)
         self._window += token_ids
         self._num_waits += 1
         text = self._decode(self._window)
@@ -60,6 +82,8 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What was held back; call it once, at the end."""
+        if self._last_whole is not None:
+            return ""
         text = self._decode(self._window) if self._window else ""
         return text[len(self._settled_text) + self._num_given :]
 
@@ -104,9 +128,15 @@ class StopScanner:
 class TextStream:
     """A request's text: tokens in, characters out, until a stop string."""
 
-    def __init__(self, decode: Decode, stops: Sequence[str], end_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        stops: Sequence[str],
+        end_ids: frozenset[int],
+        whole: Whole | None = None,
+    ) -> None:
         """Tokens of `end_ids` end a request and have no text."""
-        self._detokenizer = Detokenizer(decode)
+        self._detokenizer = Detokenizer(decode, whole)
         self._scanner = StopScanner(stops) if stops else None
         self._end_ids = end_ids
         self._num_to_skip = 0  # characters that the client has already
@@ -129,7 +159,10 @@ class TextStream:
         """The text to show now, and the stop string that ends the request, if any."""
         if token_id in self._end_ids:
             return "", None
-        return self._show(self._detokenizer.push(token_id))
+        text = self._detokenizer.push(token_id)
+        if self._scanner is None and not self._num_to_skip:
+            return text, None
+        return self._show(text)
 
     def _show(self, text: str) -> tuple[str, str | None]:
         shown, stop = (text, None) if self._scanner is None else self._scanner.push(text)

@@ -4,23 +4,16 @@ Duplicates must be equal to what was accepted; a bounded number of tokens ahead 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tandem.messages.common import TokenLogprobs
 
 MAX_TOKENS_AHEAD = 4096
+# Accepted ids, and their log-probabilities: of all of them, or none.
+Taken = tuple[Sequence[int], Sequence[TokenLogprobs]]
 
 
 class Divergence(ValueError):
     """A node repeated a token index with another token: its stream cannot be trusted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One accepted token."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None
 
 
 class TokenStream:
@@ -32,7 +25,7 @@ class TokenStream:
     def __init__(self, limit: int, delivered: Sequence[int] = ()) -> None:
         self.ids: list[int] = list(delivered[:limit])
         self._limit = limit
-        self._ahead: dict[int, Token] = {}
+        self._ahead: dict[int, tuple[int, TokenLogprobs | None]] = {}
 
     @property
     def next_index(self) -> int:
@@ -41,33 +34,42 @@ class TokenStream:
 
     def offer(
         self, start: int, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()
-    ) -> list[Token]:
+    ) -> Taken:
         """Tokens that are next in order now; those beyond a gap are kept, those known dropped.
 
         Raises Divergence where an index comes again with another token.
         """
+        known, num = self.ids, len(ids)
+        is_next = start == len(known) and not self._ahead and start + num <= self._limit
+        if is_next and len(logprobs) in (0, num):  # as nearly all come
+            known += ids
+            return ids, logprobs
+        return self._sort_in(start, ids, logprobs)
+
+    def _sort_in(self, start: int, ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Taken:
+        """The specification of `offer`."""
         for offset, token_id in enumerate(ids):
             index = start + offset
             if index < self.next_index:
                 self._compare(index, self.ids[index], token_id)
             elif index in self._ahead:
-                self._compare(index, self._ahead[index].token_id, token_id)
+                self._compare(index, self._ahead[index][0], token_id)
             elif index < min(self._limit, self.next_index + MAX_TOKENS_AHEAD):
                 own = logprobs[offset] if offset < len(logprobs) else None
-                self._ahead[index] = Token(token_id, own)
+                self._ahead[index] = (token_id, own)
         return self._take()
 
     def _compare(self, index: int, had: int, came: int) -> None:
         if had != came:
             raise Divergence(f"token {index} was {had} and came again as {came}")
 
-    def _take(self) -> list[Token]:
-        taken: list[Token] = []
+    def _take(self) -> Taken:
+        taken: list[tuple[int, TokenLogprobs | None]] = []
         while self.next_index in self._ahead:
-            token = self._ahead.pop(self.next_index)
-            self.ids.append(token.token_id)
-            taken.append(token)
-        return taken
+            taken.append(self._ahead.pop(self.next_index))
+            self.ids.append(taken[-1][0])
+        logprobs = [own for _, own in taken if own is not None]
+        return [token_id for token_id, _ in taken], logprobs if len(logprobs) == len(taken) else ()
 
     def cut(self, num_tokens: int) -> None:
         """Forget accepted tokens from index `num_tokens` on: they were not delivered."""

@@ -17,9 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from tokenizers import decoders
+
 from gateway.admission import Rejected
 from gateway.grammar_check import GrammarCheck
 from gateway.special_names import SpecialNames
+from gateway.text import REPLACEMENT, Decode, Whole
 from tandem.frames import TokenIds
 from tandem.messages.client import Submit
 
@@ -70,6 +73,23 @@ class Tokenizer(Protocol):
         """The prompt of a conversation."""
 
 
+class WholeTexts(dict[int, str | None]):
+    """Texts of single tokens, looked up when first asked, for decoders that join bytes.
+
+    There a token of whole characters has the same text everywhere; others, and those without text,
+    are None.
+    """
+
+    def __init__(self, decode: Decode) -> None:
+        super().__init__()
+        self._decode = decode
+
+    def __missing__(self, token_id: int) -> str | None:
+        text = self._decode([token_id])
+        found = self[token_id] = text if text and REPLACEMENT not in text else None
+        return found
+
+
 class Tokenization:
     """See the module. Threads share the tokenizers, which are not changed after the first call."""
 
@@ -87,6 +107,8 @@ class Tokenization:
         # What is called twice per token goes to the tokenizers library itself where that is below:
         # 0.5 us in place of 2.7.
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        is_bytes = isinstance(getattr(self._backend, "decoder", None), decoders.ByteLevel)
+        self._whole_texts = WholeTexts(self.decode) if is_bytes else None
         # A switch of the tokenizer itself, so there are two: threads must not turn it under others.
         self._plain = copy.deepcopy(tokenizer)
         self._plain.split_special_tokens = True
@@ -221,6 +243,11 @@ class Tokenization:
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
+
+    @property
+    def whole(self) -> Whole | None:
+        """See `gateway.text.Whole`; None where a token's text depends on its neighbours."""
+        return None if self._whole_texts is None else self._whole_texts.__getitem__
 
     def spelling(self, token_id: int) -> str | None:
         """The vocabulary's entry of an id."""

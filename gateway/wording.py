@@ -8,9 +8,8 @@ import msgspec
 
 from gateway.attempt import Failure
 from gateway.request import End, LiveRequest
-from gateway.token_stream import Token
 from tandem.messages.client import Accepted, Done, Output
-from tandem.messages.common import NodeRef
+from tandem.messages.common import NodeRef, TokenLogprobs
 from tandem.messages.placement import PlaceRefused, RequestEnded
 
 MAX_OUTPUT_TOKENS = 64  # with 20 log-probabilities each about 20 KiB of the 64 that are allowed
@@ -30,30 +29,47 @@ def accepted(request: LiveRequest, model_fingerprint: str) -> Accepted:
     )
 
 
-def outputs(request_id: bytes, first: int, tokens: Sequence[Token], text: str) -> list[Output]:
+def outputs(
+    request_id: bytes,
+    first: int,
+    ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs],
+    text: str,
+) -> list[Output]:
     """Tokens from index `first` on, in messages of bounded size; the text goes with the last.
 
     More text than one may have begins in earlier ones; where there are too few, in some without
-    tokens, before all others.
+    tokens, before all others. `logprobs` are of all tokens, or none.
     """
+    if len(ids) <= MAX_OUTPUT_TOKENS and len(text) <= MAX_OUTPUT_CHARS:
+        return [_output(request_id, first, ids, logprobs, text)]
     texts = _pieces(text)
-    size = max(1, min(MAX_OUTPUT_TOKENS, len(tokens) // len(texts)))
-    parts = [tokens[at : at + size] for at in range(0, len(tokens), size)]
-    num_messages = max(len(parts), len(texts))
-    parts = [()] * (num_messages - len(parts)) + parts
+    size = max(1, min(MAX_OUTPUT_TOKENS, len(ids) // len(texts)))
+    starts = list(range(0, len(ids), size))
+    num_messages = max(len(starts), len(texts))
+    starts = [0] * (num_messages - len(starts)) + starts
     texts = [""] * (num_messages - len(texts)) + texts
-    messages = []
-    for part, piece in zip(parts, texts, strict=True):
-        output = Output(
-            request_id=request_id,
-            index=first,
-            token_ids=tuple(token.token_id for token in part),
-            text=piece,
-            logprobs=tuple(token.logprobs for token in part if token.logprobs is not None),
-        )
-        messages.append(output)
-        first += len(part)
-    return messages
+    ends = [*starts[1:], len(ids)]
+    return [
+        _output(request_id, first + start, ids[start:end], logprobs[start:end], piece)
+        for start, end, piece in zip(starts, ends, texts, strict=True)
+    ]
+
+
+def _output(
+    request_id: bytes,
+    index: int,
+    ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs],
+    text: str,
+) -> Output:
+    return Output(
+        request_id=request_id,
+        index=index,
+        token_ids=tuple(ids),
+        text=text,
+        logprobs=tuple(logprobs),
+    )
 
 
 def _pieces(text: str) -> list[str]:

@@ -1,11 +1,13 @@
 """`python -m benchmarks.compare.fake_cluster STEP_MS`: a coordinator, and one node of both roles.
 
 The node has no model: token 0 of a request comes at once, the others one per step, all requests'
-in one message, as decode nodes say them. So what is measured in front of it is the gateway's own.
+in one message, as decode nodes say them. What it took to say token 0, its queue and prefill, goes
+into its reports and, when the request has ended, to standard output: `node REQUEST_ID MS`.
 """
 
 import asyncio
 import sys
+import time
 from dataclasses import dataclass
 
 import uvloop
@@ -45,7 +47,9 @@ class Running:
 
     peer: bytes
     max_tokens: int
+    arrived_at: float
     num_made: int = 0
+    first_after_s: float = 0.0
 
 
 class FakeCluster:
@@ -60,6 +64,7 @@ class FakeCluster:
             node_id="node", incarnation=1, epoch=1, control_address=self.node.bind("127.0.0.1", 0)
         )
         self._running: dict[tuple[bytes, int], Running] = {}
+        self._first_after_s: dict[bytes, float] = {}
 
     async def coordinate(self) -> None:
         """Welcome gateways, place everything."""
@@ -78,14 +83,17 @@ class FakeCluster:
                         sequence=1,
                     )
                     self.coordinator.send(peer, placed)
-                case RequestEnded():
-                    ack = RequestEndedAck(request_id=message.request_id)
-                    self.coordinator.send(peer, ack)
+                case RequestEnded(request_id=request_id):
+                    self.coordinator.send(peer, RequestEndedAck(request_id=request_id))
+                    node_s = self._first_after_s.pop(request_id, None)
+                    if node_s is not None:
+                        print(f"node {request_id.hex()} {node_s * 1e3:.4f}", flush=True)
 
     async def serve(self) -> None:
         """Take commands; the first token comes with the answer to them."""
         while True:
             peer, message = await self.node.receive()
+            now = time.perf_counter()
             match message:
                 case Prefill() | Decode():
                     spec, kind = message.spec, type(message).__name__.lower()
@@ -93,7 +101,7 @@ class FakeCluster:
                     key = (spec.request_id, spec.attempt)
                     if isinstance(message, Decode) and key not in self._running:
                         assert spec.params.max_tokens is not None, "gateways resolve it"
-                        self._running[key] = Running(peer, spec.params.max_tokens)
+                        self._running[key] = Running(peer, spec.params.max_tokens, now)
                         self._say(peer, [key])
                 case Cancel(request_id=request_id, attempt=attempt):
                     self._running.pop((request_id, attempt), None)
@@ -119,6 +127,9 @@ class FakeCluster:
         deltas, endings = [], []
         for key in keys:
             running = self._running[key]
+            if running.num_made == 0:
+                running.first_after_s = time.perf_counter() - running.arrived_at
+                self._first_after_s[key[0]] = running.first_after_s
             token_id = FIRST_ID + (7 * running.num_made + key[0][0]) % NUM_IDS
             deltas.append(
                 TokenDelta(
@@ -127,7 +138,7 @@ class FakeCluster:
             )
             running.num_made += 1
             if running.num_made == running.max_tokens:
-                endings.append(_ending(*key, running.max_tokens))
+                endings.append(_ending(*key, running))
         emission = Emission(
             node_id="node", incarnation=1, epoch=1, deltas=tuple(deltas), endings=tuple(endings)
         )
@@ -145,14 +156,17 @@ def _welcome() -> GatewayWelcome:
     )
 
 
-def _ending(request_id: bytes, attempt: int, end_index: int) -> Ending:
+def _ending(request_id: bytes, attempt: int, running: Running) -> Ending:
     return Ending(
         request_id=request_id,
         attempt=attempt,
-        end_index=end_index,
+        end_index=running.max_tokens,
         reason="length",
         prefill=PrefillReport(
-            node_id="node", started_after_s=0.0, first_token_after_s=0.0, num_cached_tokens=0
+            node_id="node",
+            started_after_s=0.0,
+            first_token_after_s=running.first_after_s,
+            num_cached_tokens=0,
         ),
         decode=DecodeReport(
             node_id="node",

@@ -10,12 +10,13 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 
-from gateway.http.services import FromLedger
+from gateway.http.services import FromLedger, Take
 from tandem.messages.client import Accepted, Done, Output, Refused, Submit
 
 MAX_WAITING_BYTES = 1 << 20
 # What a message takes beside its text: measured in Python objects, rounded up.
 OUTPUT_BYTES, TOKEN_BYTES, LOGPROBS_BYTES = 400, 40, 200
+LAST = (Refused, Done)
 logger = logging.getLogger(__name__)
 
 
@@ -27,6 +28,7 @@ class LocalStream:
         self._cancel = cancel
         self._words: deque[FromLedger] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Take | None = None
         self._num_bytes = 0
         self._request_id: bytes | None = None
         self._is_cancelled = False
@@ -45,8 +47,13 @@ class LocalStream:
             self._num_bytes -= _size(word)
         return word
 
+    def divert(self, take: Take) -> None:
+        """See `Stream`."""
+        self._take = take
+
     def cancel(self) -> None:
         """Nobody reads on: end it; harmless when it is over, or called twice."""
+        self._take = None
         self._words.clear()
         self._num_bytes = 0
         self._end()
@@ -60,6 +67,15 @@ class LocalStream:
 
     def tell(self, word: FromLedger) -> None:
         """The ledger's next word."""
+        waiter = self._waiter
+        if (
+            self._take is not None
+            and waiter is not None
+            and not waiter.done()
+            and isinstance(word, Output)
+            and self._take(word)
+        ):
+            return
         match word:
             case Accepted(request_id=request_id):
                 self._request_id = request_id
@@ -122,7 +138,7 @@ class LocalClients:
         stream = self._streams.get(client)
         if stream is None:
             return
-        if isinstance(word, Refused | Done):
+        if isinstance(word, LAST):
             del self._streams[client]
             self._keys.pop(client, None)
         stream.tell(word)

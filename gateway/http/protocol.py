@@ -12,9 +12,15 @@ from typing import Any
 import httptools
 import msgspec
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
+from gateway.http.direct import BODY, EXTENSION
 from gateway.http.errors import ApiError
 from gateway.http.responses import retry_headers
 
@@ -36,6 +42,35 @@ class HeadTooLargeError(Exception):
 
 class UnreadableHeadError(Exception):
     """A head that is HTTP, but not what this server reads."""
+
+
+class CycleBody:
+    """`DirectBody` of one answer: writes as the cycle's own `send` does."""
+
+    __slots__ = ("_cycle", "_flow", "_transport")
+
+    def __init__(
+        self, cycle: RequestResponseCycle, flow: FlowControl, transport: asyncio.Transport
+    ) -> None:
+        self._cycle = cycle
+        self._flow = flow
+        self._transport = transport
+
+    @property
+    def is_ready(self) -> bool:
+        """See `DirectBody`."""
+        cycle = self._cycle
+        is_open = cycle.response_started and not cycle.response_complete
+        return (
+            is_open
+            and cycle.chunked_encoding is True
+            and not cycle.disconnected
+            and not self._flow.write_paused
+        )
+
+    def write(self, part: bytes) -> None:
+        """See `DirectBody`."""
+        self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -193,6 +228,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._has_begun = True
+        body = CycleBody(self.cycle, self.flow, self.transport)
+        self.scope["extensions"] = {EXTENSION: {BODY: body}}
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
 

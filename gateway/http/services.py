@@ -15,6 +15,7 @@ from tandem.messages.common import TokenLogprobs
 FromLedger = Accepted | Refused | Output | Done
 Conversation = Sequence[Mapping[str, object]]
 Task = Literal["embed", "score", "classify"]
+Take = Callable[[Output], bool]  # False: it is the reader's after all
 
 
 class Stream(Protocol):
@@ -22,6 +23,9 @@ class Stream(Protocol):
 
     async def next(self) -> FromLedger:
         """The next word; not to be called after `Refused` or `Done`."""
+
+    def divert(self, take: Take) -> None:
+        """From now on, while a reader waits in `next`, tokens go to `take` first."""
 
     def cancel(self) -> None:
         """Nobody reads on: end it; harmless when it is over, or called twice."""

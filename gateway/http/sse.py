@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.http.call import call_of
+from gateway.http.direct import DirectBody, direct_body
 
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = (
@@ -22,14 +23,22 @@ class SseResponse(Response):
 
     When the caller hangs up the iterator is cancelled where it waits and closed where it does not.
     `on_end` is called once in any case, also where the iterator was never started: give it what
-    must not leak (`Stream.cancel`).
+    must not leak (`Stream.cancel`). `on_direct` may be told of a way around this response: there
+    frames may go while the iterator is asked for the next one, and only then.
     """
 
-    def __init__(self, frames: AsyncIterator[bytes], *, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        frames: AsyncIterator[bytes],
+        *,
+        on_end: Callable[[], None],
+        on_direct: Callable[[DirectBody], None] | None = None,
+    ) -> None:
         self.status_code = 200
         self.background = None
         self._frames = frames
         self._on_end = on_end
+        self._on_direct = on_direct
         self._sent_at = 0.0
         self._comments: set[asyncio.Task[None]] = set()
 
@@ -55,6 +64,7 @@ class SseResponse(Response):
             async for frame in self._frames:
                 await _send_frame(send, frame)
                 self._sent_at = loop.time()
+                self._go_direct(scope)
             timer.cancel()
             await self._settle()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -66,12 +76,40 @@ class SseResponse(Response):
                 await self._frames.aclose()
             await self._settle()
 
+    def _go_direct(self, scope: Scope) -> None:
+        on_direct, self._on_direct = self._on_direct, None
+        body = None if on_direct is None else direct_body(scope)
+        if on_direct is not None and body is not None:
+            on_direct(_Noted(body, self))
+
+    def note_sent(self) -> None:
+        """Something was written: the caller has not been in silence."""
+        self._sent_at = asyncio.get_running_loop().time()
+
     async def _settle(self) -> None:
         """No comment is under way any more."""
         for task in self._comments:
             task.cancel()
         if self._comments:
             await asyncio.gather(*self._comments, return_exceptions=True)
+
+
+class _Noted:
+    """A body whose response knows when something was written."""
+
+    __slots__ = ("_body", "_response")
+
+    def __init__(self, body: DirectBody, response: SseResponse) -> None:
+        self._body = body
+        self._response = response
+
+    @property
+    def is_ready(self) -> bool:
+        return self._body.is_ready
+
+    def write(self, part: bytes) -> None:
+        self._body.write(part)
+        self._response.note_sent()
 
 
 async def _send_frame(send: Send, frame: bytes) -> None:

@@ -18,7 +18,7 @@ from gateway.openai.answers import (
     Delta,
     Usage,
 )
-from gateway.openai.chunks import Head, Shape, Tally, frame, usage_within
+from gateway.openai.chunks import Head, Shape, Tally, TextFrames, frame, usage_within
 from gateway.openai.logprobs import ChatLogprobs, chat_logprobs
 from gateway.openai.reading import Begun, Ending, Piece
 from gateway.openai.tool_calls import (
@@ -88,19 +88,24 @@ class ChatChunks:
         self._plan = plan
         self._parsers = parsers
         self._prompt_ids = _shown_ids(shape, prompt)
+        self._plain: dict[int, TextFrames] = {}
 
     def begin(self, index: int, begun: Begun) -> bytes:
         """The first chunk of a choice."""
         self._head = replace(self._head, fingerprint=begun.fingerprint)
         chunk = self._chunk(ChatChunkChoice(index=index, delta=Delta(role="assistant", content="")))
         self._prompt_ids = UNSET
+        self._plain.clear()
         return chunk
 
     def piece(self, index: int, piece: Piece) -> bytes:
         """One chunk, or several where calls begin; also without text, for tokens came."""
-        deltas = [_delta(found) for found in self._parsers[index].push(piece.text)]
-        deltas = deltas or [Delta(content="")]
-        shape = self._shape
+        shape, every = self._shape, self._parsers[index].push(piece.text)
+        texts = [found.text for found in every if isinstance(found, Content)]
+        if shape.is_plain and len(texts) == len(every):
+            frames = self._plain.get(index) or self._plain_frames(index)
+            return frames.frame("".join(texts))
+        deltas = [_delta(found) for found in every] or [Delta(content="")]
         first = ChatChunkChoice(
             index=index,
             delta=deltas[0],
@@ -109,6 +114,11 @@ class ChatChunks:
         )
         rest = [ChatChunkChoice(index=index, delta=delta) for delta in deltas[1:]]
         return b"".join(self._chunk(choice) for choice in (first, *rest))
+
+    def _plain_frames(self, index: int) -> TextFrames:
+        empty = self._chunk(ChatChunkChoice(index=index, delta=Delta(content="")))
+        made = self._plain[index] = TextFrames(empty, "content")
+        return made
 
     def end(self, index: int, ending: Ending) -> bytes:
         """What was held back, and the last chunk of a choice."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gateway.http.errors import explain
-from gateway.http.services import FromLedger, Stream
+from gateway.http.services import FromLedger, Stream, Take
 from tandem.messages.client import Accepted, Done, Output, Refused, Submit
 
 MAX_OPEN = 64  # of one call at once: a long list must not fill the gateway by itself
@@ -24,6 +24,9 @@ class Choices(Protocol):
 
     async def next(self) -> tuple[int, Word] | None:
         """The next word of any; None when all are over. Raises ApiError where one failed."""
+
+    def divert(self, take: Take) -> None:
+        """Where there is one alone, its tokens may go to `take` first, as with `Stream`."""
 
     def end(self, index: int) -> None:
         """No more of this one is wanted."""
@@ -62,6 +65,10 @@ class OneChoice:
         word = await self._stream.next()
         self._is_over = isinstance(word, Refused | Done)
         return 0, heard(word)
+
+    def divert(self, take: Take) -> None:
+        """See `Choices`."""
+        self._stream.divert(take)
 
     def end(self, index: int) -> None:
         """See `Choices`."""
@@ -102,6 +109,9 @@ class ManyChoices:
                 self._running.discard(index)
             return index, heard(word)
         return None
+
+    def divert(self, take: Take) -> None:
+        """See `Choices`."""
 
     def end(self, index: int) -> None:
         """See `Choices`."""

@@ -32,6 +32,11 @@ class Shape:
     includes_usage: bool = False
     has_continuous_usage: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether chunks differ in their text alone."""
+        return self.names is None and not self.returns_token_ids and not self.has_continuous_usage
+
 
 @dataclass(slots=True)
 class Tally:
@@ -74,6 +79,25 @@ def usage_within(shape: Shape, tally: Tally) -> Usage | UnsetType | None:
     if not shape.includes_usage:
         return UNSET
     return tally.usage() if shape.has_continuous_usage else None
+
+
+class TextFrames:
+    """Frames of one choice that differ in one text alone: encoded once, but for the text.
+
+    `empty` is the frame whose field `name` is the empty text; no text within JSON can look like it.
+    """
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, empty: bytes, name: str) -> None:
+        key = b'"%b":' % name.encode()
+        before, found, self._after = empty.partition(key + b'""')
+        assert found, "the frame has the field"
+        self._before = before + key
+
+    def frame(self, text: str) -> bytes:
+        """The same as encoding the whole."""
+        return self._before + msgspec.json.encode(text) + self._after
 
 
 def frame(value: msgspec.Struct) -> bytes:

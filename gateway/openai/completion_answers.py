@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from msgspec import UNSET, UnsetType
 
 from gateway.openai.answers import CompletionAnswer, CompletionChoice, Usage
-from gateway.openai.chunks import Head, Shape, Tally, frame, usage_within
+from gateway.openai.chunks import Head, Shape, Tally, TextFrames, frame, usage_within
 from gateway.openai.logprobs import CompletionLogprobs, CompletionScribe, joined
 from gateway.openai.reading import Begun, Ending, Piece
 from tandem.messages.common import TokenLogprobs
@@ -82,16 +82,23 @@ class CompletionChunks:
             Scribe(index, shape, prompts[index // tally.num_choices])
             for index in range(len(prompts) * tally.num_choices)
         ]
+        self._plain: dict[int, TextFrames] = {}
 
     def begin(self, index: int, begun: Begun) -> bytes:
         """The first chunk of a choice, where there is something to say before its tokens."""
         self._head = replace(self._head, fingerprint=begun.fingerprint)
+        self._plain.clear()
         choice = self._scribes[index].begin()
         return b"" if choice is None else self._chunk(choice)
 
     def piece(self, index: int, piece: Piece) -> bytes:
         """One chunk."""
-        return self._chunk(self._scribes[index].piece(piece))
+        if not self._shape.is_plain:
+            return self._chunk(self._scribes[index].piece(piece))
+        if index not in self._plain:
+            empty = self._chunk(self._scribes[index].piece(Piece("")))
+            self._plain[index] = TextFrames(empty, "text")
+        return self._plain[index].frame(piece.text)
 
     def end(self, index: int, ending: Ending) -> bytes:
         """The last chunk of a choice."""

@@ -6,6 +6,8 @@ The ledger cuts the text at stop strings and leaves special tokens out; callers 
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from gateway.text import Decode, TextStream
 from tandem.messages.client import Done, Output
 from tandem.messages.common import TokenLogprobs
@@ -14,8 +16,7 @@ from tandem.sampling import SamplingParams
 Finish = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """More of an answer: tokens, and the text that they complete."""
 
     text: str
@@ -64,6 +65,11 @@ class Reader:
         self._last_id: int | None = None
         self.num_tokens = 0
         self.stop_string: str | None = None  # found here, where the ledger cannot see it
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the ledger's text is the caller's, so that nothing can end here."""
+        return self._spelled is None
 
     def output(self, output: Output) -> Piece:
         """The ledger's tokens. None are to be given once `stop_string` is set."""

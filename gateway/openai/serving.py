@@ -153,7 +153,11 @@ class Generation:
         except BaseException:
             told.close()
             raise
-        return SseResponse(frames(told, chunks), on_end=told.close)
+        return SseResponse(
+            frames(told, chunks),
+            on_end=told.close,
+            on_direct=lambda body: told.go_direct(body, chunks),
+        )
 
     async def whole(self, request: Request, body: msgspec.Struct, make: Make) -> Response:
         """The answer at once; under an Idempotency-Key the same for each repeated call."""

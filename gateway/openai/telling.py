@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from gateway.http.direct import DirectBody
 from gateway.http.errors import ApiError
 from gateway.openai.choices import Choices, Word
 from gateway.openai.chunks import DONE, Tally, error_frame
@@ -40,6 +41,9 @@ class Told(Protocol):
     async def settle(self, within_s: float) -> None:
         """Wait until tokens come, for this long at most. Raises ApiError."""
 
+    def go_direct(self, body: DirectBody, chunks: Chunks) -> None:
+        """Write tokens to `body` as they come, while `next` waits; all else comes from there."""
+
     def close(self) -> None:
         """Nobody listens any more."""
 
@@ -54,6 +58,8 @@ class Telling:
         self._early: deque[tuple[int, Word]] = deque()
         self._asked: asyncio.Task[tuple[int, Word] | None] | None = None
         self._ending: tuple[int, Event] | None = None
+        self._is_waiting = False
+        self._failure: Exception | None = None
 
     async def next(self) -> tuple[int, Event] | None:
         """See `Told`."""
@@ -63,8 +69,35 @@ class Telling:
         if self._early:
             return self._event(*self._early.popleft())
         asked, self._asked = self._asked, None
-        item = await (self._choices.next() if asked is None else asked)
+        self._is_waiting = True
+        try:
+            item = await (self._choices.next() if asked is None else asked)
+        finally:
+            self._is_waiting = False
+        if self._failure is not None:
+            raise self._failure
         return None if item is None else self._event(*item)
+
+    def go_direct(self, body: DirectBody, chunks: Chunks) -> None:
+        """See `Told`."""
+        if len(self._readers) > 1 or not self._readers[0].is_plain:
+            return
+        (reader,), tally = self._readers, self._tally
+
+        def take(output: Output) -> bool:
+            if not self._is_waiting or self._failure is not None or not body.is_ready:
+                return False
+            try:
+                piece = reader.output(output)
+                tally.tokens(len(piece.token_ids))
+                body.write(chunks.piece(0, piece))
+            except Exception as error:
+                logger.exception("tokens cannot be written")
+                self._failure = error  # for whoever waits for the next event
+                return False
+            return True
+
+        self._choices.divert(take)
 
     def _event(self, index: int, word: Word) -> tuple[int, Event]:
         reader, tally = self._readers[index], self._tally
@@ -119,6 +152,9 @@ class Silence:
         return self._events.popleft() if self._events else None
 
     async def settle(self, within_s: float) -> None:
+        """See `Told`."""
+
+    def go_direct(self, body: DirectBody, chunks: Chunks) -> None:
         """See `Told`."""
 
     def close(self) -> None:

@@ -36,7 +36,8 @@ def build_gateway(config: GatewayConfig, identity: Identity) -> object:
     """As gateway/server.py does; the tokenizer comes from the model folder."""
     load_model = runpy.run_module("gateway", run_name="replay")["load_model"]
     tokenizer = load_model(config).tokenizer
-    return Ledger(identity, Tokenization(tokenizer, num_threads=1).decode)
+    tokens = Tokenization(tokenizer, num_threads=1)
+    return Ledger(identity, tokens.decode, tokens.whole)
 
 
 @dataclass(frozen=True, slots=True)

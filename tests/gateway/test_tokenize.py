@@ -3,6 +3,9 @@
 import asyncio
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders
 
 from gateway.admission import Rejected
 from gateway.text import Detokenizer
@@ -11,6 +14,12 @@ from tandem.frames import Blob, TokenIds
 from tandem.messages.client import ChatMessage, Submit
 
 TEXT = "def add(a, b):\n    '''Grüße, 日本 🙂'''\n    return a + b\n"
+
+
+@pytest.fixture(scope="module")
+def decoding(tokenizer):
+    """Without threads: no prompt is given to it."""
+    return Tokenization(tokenizer, num_threads=1)
 
 
 @pytest.fixture
@@ -84,3 +93,39 @@ def test_many_prompts_at_once_do_not_disturb_each_other(tokenization, tokenizer)
 
     ids = asyncio.run(run())
     assert [each.array.tolist() for each in ids] == [tokenizer(t)["input_ids"] for t in texts]
+
+
+def test_every_token_said_to_be_whole_has_its_text_anywhere(decoding, tokenizer) -> None:
+    whole, decode = decoding.whole, decoding.decode
+    assert whole is not None
+    texts = {token_id: whole(token_id) for token_id in range(len(tokenizer))}
+    found = {token_id: text for token_id, text in texts.items() if text is not None}
+    assert len(found) > 0.9 * len(texts)
+    neighbours = [*tokenizer.encode("\U0001f642", add_special_tokens=False), *list(found)[:9]]
+    for token_id, text in found.items():
+        for before in neighbours:
+            assert decode([before, token_id]) == decode([before]) + text
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_the_short_way_gives_the_same_pieces(decoding, tokenizer, data) -> None:
+    some = st.sampled_from(["\U0001f642", "日本", "é", " a", "def", "\n"])
+    parts = st.one_of(
+        some.map(lambda text: tokenizer.encode(text, add_special_tokens=False)),
+        st.integers(0, len(tokenizer) - 1).map(lambda token_id: [token_id]),
+        st.lists(st.integers(0, 260), max_size=3),  # parts of characters among them
+    )
+    ids = [each for part in data.draw(st.lists(parts, max_size=20)) for each in part]
+    plain = Detokenizer(decoding.decode)
+    short = Detokenizer(decoding.decode, decoding.whole)
+    assert [short.push(each) for each in ids] == [plain.push(each) for each in ids]
+    assert short.flush() == plain.flush()
+
+
+def test_where_text_depends_on_neighbours_there_is_no_short_way(tokenizer, monkeypatch) -> None:
+    backend = tokenizer.backend_tokenizer
+    monkeypatch.setattr(backend, "decoder", decoders.Metaspace())
+    made = Tokenization(tokenizer, num_threads=1)
+    assert made.whole is None
+    made.close()

@@ -3,7 +3,6 @@
 import pytest
 
 from gateway import wording
-from gateway.token_stream import Token
 from tandem.codec import Decoder, encode
 from tandem.messages.client import Output
 from tandem.messages.common import ModelIdentity, NodeRef, TokenLogprobs
@@ -17,12 +16,13 @@ SCORED = TokenLogprobs(logprob=-1.5, top=((2**31 - 1, -1.5),) * MAX_TOP_LOGPROBS
 @pytest.mark.parametrize("num_chars", [0, 1, 7_999, 8_001, 30_000, 260_000])
 def test_every_output_fits_a_message(num_tokens: int, num_chars: int) -> None:
     text = ("\U0001f600" * num_chars)[: num_chars - 1] + "." * (num_chars > 0)
-    tokens = [Token(i, SCORED) for i in range(num_tokens)]
-    messages = wording.outputs(bytes(16), 7, tokens, text)
+    ids = range(num_tokens)
+    messages = wording.outputs(bytes(16), 7, ids, [SCORED] * num_tokens, text)
     for message in messages:
         assert Decoder[Output](Output).decode(encode(message)) == message
     assert "".join(m.text for m in messages) == text
-    assert [i for m in messages for i in m.token_ids] == list(range(num_tokens))
+    assert [i for m in messages for i in m.token_ids] == list(ids)
+    assert all(len(m.logprobs) == len(m.token_ids) for m in messages)
     assert [m.index for m in messages] == [
         7 + sum(len(m.token_ids) for m in messages[:k]) for k in range(len(messages))
     ]

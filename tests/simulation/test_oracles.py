@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.token_stream import Token, TokenStream
+from gateway.token_stream import Taken, TokenStream
 from kv_transfer import actions as kv
 from simulator.bulk import BulkSide
 from simulator.clock import Violation
@@ -75,9 +75,9 @@ def freeze_writers(simulation: Simulation) -> None:
 def test_without_the_index_check_a_token_comes_twice(
     calm: Callable[..., Simulation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def take_all(self: TokenStream, start, ids, logprobs=()) -> list[Token]:
+    def take_all(self: TokenStream, start, ids, logprobs=()) -> Taken:
         self.ids += ids
-        return [Token(token_id, None) for token_id in ids]
+        return ids, ()
 
     monkeypatch.setattr(TokenStream, "offer", take_all)
     simulation = calm(**PAIR, duplication=0.2, safety_s=4.0)

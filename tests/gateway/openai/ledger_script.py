@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.admission import Offer, Rejected, check_submit
-from gateway.http.services import Evaluated, EvaluationAsked, FromLedger, Services
+from gateway.http.services import Evaluated, EvaluationAsked, FromLedger, Services, Take
 from tandem.frames import TokenIds
 from tandem.messages.client import Accepted, Done, Output, Refused, Submit
 from tandem.messages.common import Timeline, TokenLogprobs, Usage
@@ -135,6 +135,9 @@ class PlayedStream:
     words: list[FromLedger]
     gate: asyncio.Event
     is_cancelled: bool = False
+
+    def divert(self, take: Take) -> None:
+        """Readers get all."""
 
     async def next(self) -> FromLedger:
         await asyncio.sleep(0)

@@ -3,8 +3,13 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gateway.openai.answers import ChatChunk, ChatChunkChoice, Delta
+from gateway.openai.chunks import TextFrames, frame
 from tandem.messages.client import Output
 from tests.gateway.openai.calls import chat, chat_chunks, chunks_of, complete
 from tests.gateway.openai.ledger_script import Played, saying
@@ -216,3 +221,16 @@ def test_forced_tool_calls() -> None:
     (choice,) = chat(played, tools=[WEATHER], tool_choice="none")["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == (CALL, "stop")
     assert played.text.rendered[0]["tools"] is None
+
+
+@given(st.text(), st.sampled_from(["demo", '"content":""', '\\"content\\":\\"\\"']))
+def test_frames_that_differ_in_their_text_are_encoded_but_once(text: str, model: str) -> None:
+    def encoded(content: str) -> bytes:
+        choice = ChatChunkChoice(index=3, delta=Delta(content=content))
+        chunk = ChatChunk(
+            id="x", created=1, model=model, choices=(choice,), system_fingerprint=None
+        )
+        return frame(chunk)
+
+    assert TextFrames(encoded(""), "content").frame(text) == encoded(text)
+    assert msgspec.json.decode(encoded(text)[6:])["choices"][0]["delta"]["content"] == text
