@@ -28,6 +28,7 @@ from kv_transfer.actions import (
     VerifyPages,
     WritePages,
 )
+from kv_transfer.allocator import keep_freed_memory
 from kv_transfer.checksum import HostPages, OwnPages, PageArray
 from kv_transfer.cuda_driver import DeviceLost
 from kv_transfer.cuda_ipc import CudaPages
@@ -131,6 +132,7 @@ class BulkThread:
         self._requests: deque[_Request] = deque()
         self._num_asked = 0
         self._peers: dict[str, _Peer] = {}
+        keep_freed_memory()
         self._context = yielding_context()
         received = NO_PAGES if isinstance(pages, CudaPages) else pages
         self._receiver = ZmqReceiver(self._context, received, host, keys)

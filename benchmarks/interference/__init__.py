@@ -1,0 +1,1 @@
+"""What long prompts do to the time between other requests' tokens."""
