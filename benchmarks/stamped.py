@@ -14,8 +14,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
 
-import msgspec
-
 import kv_transfer.requests
 from decode_node.guest import DecodeGuest
 from kv_transfer import actions as kv
@@ -26,7 +24,7 @@ from node.runner import Sampled
 from prefill_node.job import Job
 from scheduling.views import RequestKey
 from tandem.child_process import ProcessPlan
-from tandem.messages.handoff import Commit
+from tandem.messages.handoff import Commit, FromWriter
 
 TELL_S = 0.1
 # In the order in which they come: the prompt's last step returned; its last page was copied, so
@@ -75,7 +73,7 @@ class Stamps:
         handle, bulk_event = IncomingTransfers.handle, IncomingTransfers.bulk_event
 
         def noted_handle(
-            machine: IncomingTransfers, writer: bytes, message: msgspec.Struct, now: float
+            machine: IncomingTransfers, writer: bytes, message: FromWriter, now: float
         ) -> list[kv.IncomingAction]:
             if isinstance(message, Commit):
                 self._note(COMMIT, (message.request_id, message.attempt), now)

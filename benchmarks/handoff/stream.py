@@ -49,7 +49,7 @@ from tandem.messages.handoff import OwnerWelcome
 
 TARGET_RATIO = 0.8
 START_S = 20.0
-PATIENCE_S = 60.0
+PATIENCE_MS = 60_000
 FAR_NODE = NodeRef(node_id=FAR, incarnation=INCARNATION, epoch=EPOCH, control_address="")
 SIZES = (Size(64, 2048), Size(512, 256), Size(2048, 64))  # 128 MiB each
 Answer = TypeVar("Answer", bound=msgspec.Struct)
@@ -106,7 +106,7 @@ class Near:
         began_at = time.perf_counter()
         write = WritePages(key_of(grant_id), FAR_NODE, grant_id, 0, pages, pages)
         self._exchange.submit(write)
-        event = self._events.get(timeout=PATIENCE_S)
+        event = self._events.get(timeout=PATIENCE_MS / 1e3)
         seconds = time.perf_counter() - began_at
         if not isinstance(event, PagesWritten):
             raise ValueError(f"pages were not sent: {event}")
@@ -123,7 +123,7 @@ class Near:
             header = encode(PageChunk(0, start))
             chunk = self._memory[start : start + CHUNK_BYTES]
             self._bare.send_multipart([*header, chunk], copy=False)
-        if not self._bare.poll(PATIENCE_S * 1e3):
+        if not self._bare.poll(PATIENCE_MS):
             raise TimeoutError("the bare stream's receiver does not answer")
         self._bare.recv_multipart()
         return time.perf_counter() - began_at
@@ -211,7 +211,7 @@ def greet(exchange: BulkExchange, control: Socket) -> None:
 def ask(control: Socket, message: msgspec.Struct, kind: type[Answer]) -> Answer:
     """The far side's answer to a command. Raises ValueError for another one, or none in time."""
     control.send(msgspec.msgpack.encode(message))
-    if not control.poll(PATIENCE_S * 1e3):
+    if not control.poll(PATIENCE_MS):
         raise TimeoutError(f"no answer to {type(message).__name__}")
     answer = FROM_FAR.decode(control.recv())
     if not isinstance(answer, kind):

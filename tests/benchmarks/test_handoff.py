@@ -68,7 +68,7 @@ def test_gaps_belong_to_the_window_that_both_tokens_came_in() -> None:
 
 def test_layouts_differ_in_where_prefill_is() -> None:
     split, memory, mixed = layouts([3, 5, 7])
-    assert (split.decode, split.others) == ({3}, {5})
+    assert split.decode == {3} and split.others == {5}
     assert (split.num_prefill, mixed.num_prefill) == (1, 0)
     assert mixed.decode == mixed.others == {3, 5} and not memory.has_prompts
     with pytest.raises(ValueError, match="this process has one"):
