@@ -6,12 +6,13 @@ chunks, so that a device may run its decode kernel over the first `num_decode` s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.decode_plan import DecodePlan
 from node.runner import ChunkQuestion, SampleRequest, SequenceStep, StepBatch
 
 Int32Array = NDArray[np.int32]
@@ -36,7 +37,8 @@ class Batch:
     sequence's tokens up to its last row; the first `num_decode` sequences have exactly one row.
     sample_rows int64 [N] are the rows whose logits are wanted, in the order of `requests`, and
     `sequence_ids[i]` is the index in StepBatch.sequences that request i belongs to. `asked` are the
-    chunks with questions.
+    chunks with questions. `decode_plans`, by window, are made by the first layer that needs one:
+    they hold for all layers of the step.
     """
 
     token_ids: torch.Tensor
@@ -51,6 +53,7 @@ class Batch:
     requests: tuple[SampleRequest, ...]
     sequence_ids: tuple[int, ...]
     asked: tuple[AskedRows, ...] = ()
+    decode_plans: dict[int | None, DecodePlan] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:

@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 
 from engine.batch import Batch
+from engine.gpu_attention import load_attention
 from engine.kv_pool import TORCH_DTYPES
 from engine.linear import cpu_linears, gpu_linears
-from engine.ops import Ops, RowAttention, SplitAttention, plain_ops
+from engine.ops import Ops, RowAttention, plain_ops
 from kernels import rms_norm as gpu_rms_norm
 from kernels import rope as gpu_rope
 from kernels import silu_and_mul as gpu_silu_and_mul
@@ -18,7 +19,6 @@ from kernels.cpu.rope import rope_write
 from kernels.cpu.silu_and_mul import silu_and_mul
 from kernels.cpu.simd import LANES
 from kernels.decode_attention import decode_attention
-from kernels.prefill_attention import prefill_attention
 from tandem.model_config import ModelConfig, ModelDtype
 
 Numerics = Literal["auto", "invariant", "fast"]
@@ -64,13 +64,12 @@ def gpu_ops(numerics: ResolvedNumerics, dtype: ModelDtype) -> Ops:
     if dtype == "float64":
         raise ValueError("float64 runs on the CPU only: use --device cpu or another --dtype")
     invariant = numerics == "invariant"
-    split = SplitAttention(decode_attention, prefill_attention)
     return Ops(
         name=f"gpu, {numerics}",
         rms_norm=gpu_rms_norm.rms_norm,
         rope_write=gpu_rope.rope_write,
         silu_and_mul=gpu_silu_and_mul.silu_and_mul,
-        attention=RowAttention(decode_attention) if invariant else split,
+        attention=RowAttention(decode_attention) if invariant else load_attention,
         make_linear=gpu_linears(numerics),
     )
 

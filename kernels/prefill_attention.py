@@ -7,8 +7,13 @@ q [T, Hq, D]; sequence s owns rows query_starts[s] : query_starts[s + 1] (int32 
 empty ones allowed), their positions int32 [T]; position j of sequence s is slot j % N of page
 block_tables[s, j // N] (int32 [S, max_pages], entries behind the last position may be anything);
 pool [P, L, 2, Hkv, N, D]. Keys and values of the rows themselves are already in their pages.
+
+Where the caller still has them side by side (`fresh`: keys and values [T, Hkv, D] of the rows), the
+pages are read for what lies before a chunk only: one program runs over both parts with one running
+softmax, so that no second pass has to merge them.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -16,6 +21,21 @@ import triton
 import triton.language as tl
 
 _LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTuning:
+    """How a program is built: `rows` (query, head) pairs against `tile` keys at a time."""
+
+    rows: int
+    tile: int
+    num_warps: int = 8
+    num_stages: int = 3
+
+
+HALF_TUNING = PrefillTuning(rows=128, tile=64)
+# In fp32 the products run outside the tensor cores: larger tiles spill registers.
+WIDE_TUNING = PrefillTuning(rows=32, tile=16)
 
 
 def prefill_attention_reference(
@@ -69,6 +89,9 @@ def _prefill_kernel(
     q_ptr: tl.tensor,
     pool_ptr: tl.tensor,
     layer: tl.tensor,
+    fresh_key_ptr: tl.tensor,
+    fresh_value_ptr: tl.tensor,
+    fresh_stride: tl.tensor,
     tables_ptr: tl.tensor,
     table_stride: tl.tensor,
     starts_ptr: tl.tensor,
@@ -82,23 +105,26 @@ def _prefill_kernel(
     PAGE_SIZE: tl.constexpr,
     PAGE_STRIDE: tl.constexpr,
     WINDOW: tl.constexpr,
+    HAS_FRESH: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """One program per block of queries of one sequence and kv head.
+    """One program per block of queries of one sequence and kv head, the latest queries first.
 
     The ROWS of a block are (query, head of the group) pairs: the heads of a group share their keys.
-    Tiles start at multiples of TILE: however a prompt was cut, a row adds up in the same order.
+    Tiles of pages start at multiples of TILE: without `fresh`, however a prompt was cut, a row adds
+    up in the same order. Tiles that all rows see come first, without masks.
     """
     QUERIES: tl.constexpr = ROWS // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
     KV_STRIDE: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE * HEAD_DIM
     kv_head = tl.program_id(1)
-    sequence = _find_sequence(starts_ptr, num_sequences, tl.program_id(0), QUERIES)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    sequence = _find_sequence(starts_ptr, num_sequences, program, QUERIES)
     begin = tl.load(starts_ptr + sequence)
     query_end = tl.load(starts_ptr + sequence + 1)
-    block = tl.program_id(0) - (begin // QUERIES + sequence)
+    block = program - (begin // QUERIES + sequence)
     if begin + block * QUERIES >= query_end:
         return
 
@@ -107,10 +133,8 @@ def _prefill_kernel(
     row_inside = (row < QUERIES * GROUP) & (query < query_end)
     position = tl.load(positions_ptr + query, mask=row_inside, other=-1)
     end = tl.max(position, axis=0) + 1
-    first = 0
-    if WINDOW > 0:
-        lowest = tl.min(tl.where(row_inside, position, end), axis=0)
-        first = tl.maximum(lowest - WINDOW + 1, 0)
+    lowest = tl.min(tl.where(row_inside, position, end), axis=0)
+    first = tl.maximum(lowest - WINDOW + 1, 0) if WINDOW > 0 else 0
     dims = tl.arange(0, BLOCK_DIM)
     inside = row_inside[:, None] & (dims < HEAD_DIM)[None, :]
     head = query.to(tl.int64) * NUM_HEADS + kv_head * GROUP + row % GROUP
@@ -119,38 +143,109 @@ def _prefill_kernel(
     maximum = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
-    keys = pool_ptr + layer * (2 * KV_STRIDE) + kv_head * (PAGE_SIZE * HEAD_DIM) + dims[None, :]
+    keys = pool_ptr + layer * (2 * KV_STRIDE) + kv_head * (PAGE_SIZE * HEAD_DIM)
     table = tables_ptr + sequence.to(tl.int64) * table_stride
+    pages_end = end
+    if HAS_FRESH:
+        pages_end = tl.load(positions_ptr + begin)
     start = first // TILE * TILE
+    masked_from = start
+    if WINDOW == 0:
+        masked_from = tl.minimum(lowest + 1, pages_end) // TILE * TILE
+        maximum, total, acc = _attend_keys(
+            q, maximum, total, acc, keys, keys + KV_STRIDE, table, 0, start, masked_from, first,
+            position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, True, False,
+        )  # fmt: skip
+    maximum, total, acc = _attend_keys(
+        q, maximum, total, acc, keys, keys + KV_STRIDE, table, 0, masked_from, pages_end, first,
+        position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, True, True,
+    )  # fmt: skip
+    if HAS_FRESH:
+        origin = (begin - pages_end).to(tl.int64) * fresh_stride + kv_head * HEAD_DIM
+        keys, values = fresh_key_ptr + origin, fresh_value_ptr + origin
+        start = tl.maximum(first, pages_end)
+        masked_from = start
+        if WINDOW == 0:
+            masked_from = start + (lowest + 1 - start) // TILE * TILE
+            maximum, total, acc = _attend_keys(
+                q, maximum, total, acc, keys, values, table, fresh_stride, start, masked_from,
+                first, position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, False,
+                False,
+            )  # fmt: skip
+        maximum, total, acc = _attend_keys(
+            q, maximum, total, acc, keys, values, table, fresh_stride, masked_from, end, first,
+            position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, False, True,
+        )  # fmt: skip
+    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    tl.store(out_ptr + q_offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _attend_keys(
+    q: tl.tensor,
+    maximum: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    table: tl.tensor,
+    fresh_stride: tl.tensor,
+    start: tl.tensor,
+    end: tl.tensor,
+    first: tl.tensor,
+    position: tl.tensor,
+    log2_scale: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TILE: tl.constexpr,
+    PAGED: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """The running softmax of the rows after the keys at positions start .. end - 1.
+
+    PAGED: in pages of the table; else in rows of `fresh_stride` elements. Not MASKED: whole tiles
+    that every row sees.
+    """
+    dims = tl.arange(0, acc.shape[1])
     slots = start + tl.arange(0, TILE)
-    page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
+    page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0) if PAGED else slots
     for _ in tl.range(start, end, TILE):
         used = (slots >= first) & (slots < end)
         distance = position[:, None] - slots[None, :]
-        rows = page.to(tl.int64) * PAGE_STRIDE + slots % PAGE_SIZE * HEAD_DIM
+        if PAGED:
+            rows = page.to(tl.int64) * PAGE_STRIDE + slots % PAGE_SIZE * HEAD_DIM
+        else:
+            rows = slots.to(tl.int64) * fresh_stride
         slots += TILE
         # The table is read one tile ahead: with this load right before its use the compiler keeps
         # one buffer of keys only, whatever num_stages says.
-        page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
-        kv_inside = used[:, None] & (dims < HEAD_DIM)[None, :]
-        key = tl.load(keys + rows[:, None], mask=kv_inside, other=0.0)
-        value = tl.load(keys + KV_STRIDE + rows[:, None], mask=kv_inside, other=0.0)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee") * log2_scale
-        counts = distance >= 0
-        if WINDOW > 0:
-            counts = counts & (distance < WINDOW)
-        scores = tl.where(counts, scores, float("-inf"))
+        if PAGED:
+            page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
+        offsets = rows[:, None] + dims[None, :]
+        kv_inside = (dims < HEAD_DIM)[None, :]
+        if MASKED:
+            kv_inside = used[:, None] & kv_inside
+        key = tl.load(keys + offsets, mask=kv_inside, other=0.0)
+        value = tl.load(values + offsets, mask=kv_inside, other=0.0)
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        if MASKED:
+            counts = (distance >= 0) & used[None, :]
+            if WINDOW > 0:
+                counts = counts & (distance < WINDOW)
+            scores = tl.where(counts, scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-        # A row may have no key in this tile and none before it.
-        shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-        rescale = tl.exp2(maximum - shift)
-        weights = tl.exp2(scores - shift[:, None])
+        shift = new_maximum * log2_scale
+        if MASKED:  # a row may have no key in this tile and none before it
+            shift = tl.where(new_maximum == float("-inf"), 0.0, shift)
+        rescale = tl.exp2(maximum * log2_scale - shift)
+        weights = tl.exp2(scores * log2_scale - shift[:, None])
         total = total * rescale + tl.sum(weights, axis=1)
         acc = acc * rescale[:, None]
         acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
         maximum = new_maximum
-    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
-    tl.store(out_ptr + q_offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
+    return maximum, total, acc
 
 
 @triton.jit
@@ -178,26 +273,41 @@ def prefill_attention(
     positions: torch.Tensor,
     scale: float,
     window: int | None = None,
+    *,
+    fresh: tuple[torch.Tensor, torch.Tensor] | None = None,
+    tuning: PrefillTuning | None = None,
 ) -> torch.Tensor:
-    """out [T, Hq, D] of contiguous fp32, fp16 or bf16 tensors, without a host synchronisation."""
+    """out [T, Hq, D] of contiguous fp32, fp16 or bf16 tensors, without a host synchronisation.
+
+    fresh: keys and values of the rows [T, Hkv, D], heads side by side, rows at any one stride; then
+    a sequence's positions must follow each other.
+    """
     assert q.dtype == pool.dtype != torch.float64
     assert all(x.is_contiguous() for x in (q, pool, query_starts, positions))
     assert block_tables.stride(1) == 1
+    assert scale > 0
     _, _, _, num_kv_heads, page_size, head_dim = pool.shape
     num_rows, num_heads, _ = q.shape
     out = torch.empty_like(q)
     if num_rows == 0:
         return out
+    fresh_key, fresh_value = fresh or (q, q)
+    if fresh is not None:
+        assert fresh_key.stride() == fresh_value.stride()
+        assert fresh_key.stride()[1:] == (head_dim, 1)
+    if tuning is None:
+        tuning = WIDE_TUNING if q.dtype == torch.float32 else HALF_TUNING
     group = num_heads // num_kv_heads
-    half = q.dtype != torch.float32
-    # In fp32 the products run outside the tensor cores: larger tiles spill registers.
-    rows = max(128 if half else 32, triton.next_power_of_2(group))
+    rows = max(tuning.rows, triton.next_power_of_2(group))
     num_sequences = query_starts.shape[0] - 1
     num_blocks = num_rows // (rows // group) + num_sequences
     _prefill_kernel[(num_blocks, num_kv_heads)](
         q,
         pool,
         layer,
+        fresh_key,
+        fresh_value,
+        fresh_key.stride(0),
         block_tables,
         block_tables.stride(0),
         query_starts,
@@ -211,11 +321,12 @@ def prefill_attention(
         PAGE_SIZE=page_size,
         PAGE_STRIDE=pool.stride(0),
         WINDOW=window or 0,
+        HAS_FRESH=fresh is not None,
         ROWS=rows,
-        TILE=64 if half else 16,
+        TILE=tuning.tile,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         enable_fp_fusion=True,
-        num_warps=8,
-        num_stages=3,
+        num_warps=tuning.num_warps,
+        num_stages=tuning.num_stages,
     )
     return out

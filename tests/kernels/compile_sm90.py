@@ -9,12 +9,14 @@ JSON line per kernel: registers, stack, shared memory, counts of local loads and
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +24,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from kernels.advance_batch import advance_batch
+from kernels.argmax import argmax_rows
+from kernels.decode_attention import HALF_TUNING as DECODE_TUNING
 from kernels.decode_attention import decode_attention
+from kernels.decode_plan import plan_decode
 from kernels.page_digest import page_digests
 from kernels.pages import gather_pages, scatter_pages
+from kernels.prefill_attention import HALF_TUNING as PREFILL_TUNING
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope_write
@@ -38,6 +45,7 @@ ATTENTION = [
     ("bfloat16", 80, 16, 3, None),
 ]
 WIDTHS = [("bfloat16", 4096), ("float16", 896), ("float32", 576)]
+STAGES = [("bfloat16", "stages", 16), ("float16", "stages", 64)]
 
 
 class Sm90Driver:
@@ -76,17 +84,38 @@ def attention_calls(
     pool = torch.zeros(2, 2, 2, 2, page_size, head_dim, dtype=dtype)
     q = torch.zeros(4, num_heads, head_dim, dtype=dtype)
     qkv = torch.zeros(4, (num_heads + 4) * head_dim, dtype=dtype)
+    fresh = qkv.view(4, -1, head_dim)[:, num_heads:].split(2, dim=1)
     norm = torch.zeros(head_dim, dtype=dtype)
     cos_sin = torch.zeros(8, head_dim)
     tables = torch.zeros(4, columns, dtype=torch.int32)
     integers = torch.zeros(4, dtype=torch.int32)
     starts = torch.zeros(5, dtype=torch.int32)
+    half = tables[:, : columns // 2]
     write = (qkv, cos_sin, integers, pool, 1, integers, integers, num_heads)
+    chunk = (q, pool, 1, tables, starts, integers, 0.1, window)
     yield lambda: decode_attention(q, pool, 1, tables, integers, 0.1, window)
-    yield lambda: decode_attention(q, pool, 1, tables[:, : columns // 2], integers, 0.1, window)
-    yield lambda: prefill_attention(q, pool, 1, tables, starts, integers, 0.1, window)
+    yield lambda: decode_attention(q, pool, 1, half, integers, 0.1, window, by_load=True)
+    yield lambda: prefill_attention(*chunk)
+    yield lambda: prefill_attention(*chunk, fresh=fresh)
     yield lambda: rope_write(*write)
-    yield lambda: rope_write(*write, q_norm=norm, k_norm=norm)
+    yield lambda: rope_write(*write, q_norm=norm, k_norm=norm, write_back=True)
+
+
+def stages_calls(dtype: torch.dtype, page_size: int) -> Iterator[Callable[[], object]]:
+    """Attention of 128 dims, group 4, with 2 and 4 stages: shared memory must grow."""
+    pool = torch.zeros(2, 2, 2, 2, page_size, 128, dtype=dtype)
+    q = torch.zeros(4, 8, 128, dtype=dtype)
+    tables = torch.zeros(4, 512 // page_size, dtype=torch.int32)
+    integers, starts = torch.zeros(4, dtype=torch.int32), torch.zeros(5, dtype=torch.int32)
+    plan = plan_decode(integers, 512, 8, 2, 128, by_load=True)
+    shared = (pool, 1, tables)
+    for count in (2, 4):
+        decode, prefill = (
+            dataclasses.replace(tuning, num_stages=count)
+            for tuning in (DECODE_TUNING, PREFILL_TUNING)
+        )
+        yield partial(decode_attention, q, *shared, integers, 0.1, plan=plan, tuning=decode)
+        yield partial(prefill_attention, q, *shared, starts, integers, 0.1, tuning=prefill)
 
 
 def row_calls(dtype: torch.dtype, hidden: int) -> Iterator[Callable[[], object]]:
@@ -95,13 +124,19 @@ def row_calls(dtype: torch.dtype, hidden: int) -> Iterator[Callable[[], object]]
     pool = torch.zeros(4, 2, 2, 2, 16, 128, dtype=dtype)
     page_ids = torch.zeros(2, dtype=torch.int32)
     staging = torch.zeros(2, pool[0].numel(), dtype=dtype)
+    part = torch.zeros(2, pool[0, 0, :, 0].numel(), dtype=dtype)
     words = torch.zeros(4, 4096, dtype=torch.int32)
+    tokens, tables = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 8, dtype=torch.int32)
     yield lambda: rms_norm(x, x[0], 1e-5)
     yield lambda: rms_norm(x, x[0], 1e-5, x)
     yield lambda: silu_and_mul(x)
     yield lambda: gather_pages(pool, page_ids)
+    yield lambda: gather_pages(pool, page_ids, (1, 2), (1, 2))
     yield lambda: scatter_pages(staging, pool, page_ids)
+    yield lambda: scatter_pages(part, pool, page_ids, (1, 2), (1, 2))
     yield lambda: page_digests(words, page_ids)
+    yield lambda: argmax_rows(x)
+    yield lambda: advance_batch(tokens, tokens, *[page_ids] * 4, tables, 16)
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -130,6 +165,7 @@ def main() -> None:
     options = parser.parse_args()
     matrix: list[tuple[tuple, Callable]] = [(shape, attention_calls) for shape in ATTENTION]
     matrix += [(shape, row_calls) for shape in WIDTHS]
+    matrix += [(shape, stages_calls) for shape in STAGES]
     rows = {" ".join(map(str, shape)): (shape, calls) for shape, calls in matrix}
     if options.list:
         print(*rows, sep="\n")
@@ -137,7 +173,8 @@ def main() -> None:
     compiled = compile_instead_of_launching()
     for label in options.labels or rows:
         shape, calls = rows[label]
-        for call in calls(getattr(torch, shape[0]), *shape[1:]):
+        arguments = [value for value in shape[1:] if value != "stages"]
+        for call in calls(getattr(torch, shape[0]), *arguments):
             compiled.clear()
             call()
             for kernel in compiled:

@@ -4,20 +4,31 @@ import pytest
 import torch
 
 from kernels.decode_attention import decode_attention, decode_attention_reference
+from kernels.decode_plan import plan_decode
 
 HALF = torch.float16
 BF16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
 MIXES = [(16, torch.float32), (24, HALF), pytest.param(16, torch.bfloat16, marks=pytest.mark.gpu)]
 
 
-def run_both(make_cache, lengths, num_heads, num_kv_heads, head_dim, page_size, dtype, window):
+def run_both(
+    make_cache,
+    lengths,
+    num_heads,
+    num_kv_heads,
+    head_dim,
+    page_size,
+    dtype,
+    window,
+    by_load=False,
+):
     cache = make_cache(lengths, num_kv_heads, head_dim, page_size, dtype)
     device = cache.pool.device
     q = torch.randn(len(lengths), num_heads, head_dim).to(device, dtype)
     context_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
     arguments = (q, cache.pool, cache.layer, cache.block_tables, context_lens, head_dim**-0.5)
     return (
-        decode_attention(*arguments, window=window),
+        decode_attention(*arguments, window=window, by_load=by_load),
         decode_attention_reference(*arguments, window=window),
     )
 
@@ -32,21 +43,35 @@ def test_group_sizes(num_heads, num_kv_heads, head_dim, page_size, dtype, make_c
     assert_same(*run_both(make_cache, [1, 100, 0, 17], *shape, dtype, None))
 
 
+@pytest.mark.parametrize("by_load", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 40, 300])
 @pytest.mark.parametrize(("page_size", "dtype"), MIXES)
-def test_many_splits(page_size, dtype, window, make_cache, assert_same):
+def test_many_items(page_size, dtype, window, by_load, make_cache, assert_same):
     lengths = [256, 257, 0, 700, 30]
-    assert_same(*run_both(make_cache, lengths, 4, 2, 32, page_size, dtype, window))
+    assert_same(*run_both(make_cache, lengths, 4, 2, 32, page_size, dtype, window, by_load))
 
 
-def test_more_splits_than_one_merge_tile(make_cache, assert_same):
-    assert_same(*run_both(make_cache, [4500], 2, 1, 16, 64, torch.float32, None))
-    assert_same(*run_both(make_cache, [4500], 2, 1, 16, 64, torch.float32, 300))
+def test_more_items_than_a_merging_program_holds(make_cache, assert_same):
+    """Eight query heads of 128 dims: 8 items at a time, of 11."""
+    assert_same(*run_both(make_cache, [2700], 8, 1, 128, 64, torch.float32, None))
+    assert_same(*run_both(make_cache, [2700], 8, 1, 128, 64, torch.float32, 2500))
+
+
+def test_one_plan_serves_all_layers_of_a_step(make_cache, assert_same, device):
+    lengths = torch.tensor([700, 30, 0], dtype=torch.int32, device=device)
+    cache = make_cache(lengths.tolist(), 2, 32, 16, HALF)
+    q = torch.randn(3, 4, 32).to(device, HALF)
+    plan = plan_decode(lengths, 720, 4, 2, 32, by_load=False)
+    arguments = (q, cache.pool, cache.layer, cache.block_tables, lengths, 0.2)
+    first = decode_attention(*arguments, plan=plan)
+    assert torch.equal(decode_attention(*arguments, plan=plan), first)
+    assert_same(first, decode_attention_reference(*arguments))
+    assert not plan.arrivals.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF, BF16])
 def test_a_row_does_not_depend_on_its_batch(dtype, make_cache, device):
-    """Not one bit: alone, in a batch, under a wider block table, written by one split or merged."""
+    """Not one bit: alone, in a batch, under a wider block table."""
     lengths = [200, 33, 300, 0]
     cache = make_cache(lengths, 2, 64, 16, dtype)
     q = torch.randn(4, 4, 64).to(device, dtype)

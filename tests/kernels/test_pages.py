@@ -30,6 +30,20 @@ def test_gather_and_scatter(shape, dtype, device):
     assert torch.equal(gather_pages(pool, targets), staging)
 
 
+@pytest.mark.parametrize("layers", [None, (1, 3), (2, 3)])
+@pytest.mark.parametrize("heads", [None, (0, 2), (3, 4)])
+def test_ranges_of_layers_and_heads(layers, heads, device):
+    pool = torch.randn(7, 3, 2, 4, 8, 16, device=device)
+    page_ids = torch.tensor([5, 0, 3], dtype=torch.int32, device=device)
+    staging = gather_pages(pool, page_ids, layers, heads)
+    assert torch.equal(staging, gather_pages_reference(pool, page_ids, layers, heads))
+    targets = torch.tensor([1, 6, 0], dtype=torch.int32, device=device)
+    expected = pool.clone()
+    scatter_pages_reference(staging, expected, targets, layers, heads)
+    scatter_pages(staging, pool, targets, layers, heads)
+    assert torch.equal(pool, expected)
+
+
 def test_no_pages(device):
     pool = torch.randn(2, 1, 2, 1, 4, 8, device=device)
     before = pool.clone()
