@@ -18,7 +18,7 @@ def argmax_rows_reference(logits: torch.Tensor) -> torch.Tensor:
     return best.to(torch.uint8).argmax(dim=-1)
 
 
-@triton.jit(do_not_specialize=["vocab"])
+@triton.jit
 def _argmax_blocks_kernel(
     logits_ptr: tl.tensor,
     row_stride: tl.tensor,
@@ -27,7 +27,10 @@ def _argmax_blocks_kernel(
     token_ptr: tl.tensor,
     BLOCK: tl.constexpr,
 ):
-    """One program per row and block of columns."""
+    """One program per row and block of columns.
+
+    row_stride and vocab are specialised on divisibility, else no load would be of 16 bytes.
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits_ptr + row * row_stride + columns, mask=columns < vocab, other=float("-inf"))
