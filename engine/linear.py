@@ -1,10 +1,10 @@
 """Matrix products, and the check that a row's bits do not depend on its batch.
 
-On the CPU `invariant` numerics take, for every weight shape, the first of three products that
-passes `rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by
-construction and the same on every machine), prepacked oneDNN, or torch's product over blocks of a
-fixed number of rows. `fast` numerics take prepacked oneDNN unchecked, where it exists: it wins
-where the machine has matrix or bfloat16 instructions; with AVX2 alone our panels are as fast.
+On the CPU `invariant` numerics take, for every weight shape, the first product that passes
+`rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by construction
+and the same on every machine), or torch's product over blocks of a fixed number of rows. `fast` numerics take the same panels, which were never slower than oneDNN by
+more than 5 % where both use the same instructions (docs/decisions/0024-products-on-avx512.md), and
+prepacked oneDNN where only it has a way: matrix instructions for bfloat16, and other dtypes.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,16 @@ from torch.nn import functional
 
 from engine.ops import Linear, MakeLinear, plain_linear
 from kernels.cpu.arrays import SUPPORTED
+from kernels.cpu.host import HAS_BF16_MATRICES
 from kernels.cpu.matmul import matmul, pack_weight
 
-# Rows that a packed oneDNN weight is laid out for. Laid out for 1 its rows change bits from 2 rows
-# on; laid out for 16 they were the same for every count tried from 1 to 1025.
+# Rows that a packed oneDNN weight is laid out for. It is no candidate for `invariant`: in float32
+# with K = 1408 and 2816 rows change bits whatever it is laid out for, in bfloat16 with K = 2816
+# from some count above 33 on.
 ONEDNN_ROWS = 16
 PADDED_ROWS = 16
-CHECKED_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 17, 31)
-CHECKED_ROWS = 33
+CHECKED_COUNTS = (1, 2, 3, 4, 7, 8, 16, 33, 129)
+CHECKED_ROWS = 134
 
 Candidate = tuple[str, MakeLinear]
 
@@ -109,8 +111,9 @@ def cpu_linears(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> M
     """The products for a dtype under the numerics asked for."""
     ours: tuple[Candidate, ...] = (("panels", panel_linear),) if dtype in SUPPORTED else ()
     if numerics == "fast":
-        return onednn_linear if has_onednn(dtype) or not ours else panel_linear
-    return InvariantLinears((*ours, ("oneDNN", onednn_linear), ("padded", padded_linear)))
+        has_better = dtype == torch.bfloat16 and HAS_BF16_MATRICES and has_onednn(dtype)
+        return panel_linear if ours and not has_better else onednn_linear
+    return InvariantLinears((*ours, ("padded", padded_linear)))
 
 
 def gpu_linears(numerics: Literal["invariant", "fast"]) -> MakeLinear:

@@ -37,13 +37,13 @@ def element(array_type: Type) -> Type:
     return F64 if array_type.dtype == types.float64 else F32
 
 
-def vector(element: Type) -> Type:
-    return ir.VectorType(element, LANES)
+def vector(element: Type, lanes: int = LANES) -> Type:
+    return ir.VectorType(element, lanes)
 
 
 def constant(like: Type, value: float) -> Value:
     """`value` as a scalar, or in every lane, of the type `like`."""
-    return ir.Constant(like, [value] * LANES if isinstance(like, ir.VectorType) else value)
+    return ir.Constant(like, [value] * like.count if isinstance(like, ir.VectorType) else value)
 
 
 def call_math(builder: Builder, name: str, *args: Value) -> Value:
@@ -51,26 +51,27 @@ def call_math(builder: Builder, name: str, *args: Value) -> Value:
     kind = args[0].type
     is_vector = isinstance(kind, ir.VectorType)
     element = kind.element if is_vector else kind
-    suffix = ("v8" if is_vector else "") + ("f64" if element == F64 else "f32")
+    suffix = (f"v{kind.count}" if is_vector else "") + ("f64" if element == F64 else "f32")
     signature = ir.FunctionType(kind, [kind] * len(args))
     function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.{name}.{suffix}")
     return builder.call(function, args)
 
 
-def splat(builder: Builder, value: Value) -> Value:
-    undefined = ir.Constant(vector(value.type), ir.Undefined)
+def splat(builder: Builder, value: Value, lanes: int = LANES) -> Value:
+    undefined = ir.Constant(vector(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, I32(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, LANES), None))
+    return builder.shuffle_vector(first, undefined, ir.Constant(vector(I32, lanes), None))
 
 
-def load(builder: Builder, pointer: Value) -> Value:
-    """LANES consecutive elements, widened; memory needs no more alignment than one element."""
+def load(builder: Builder, pointer: Value, lanes: int = LANES) -> Value:
+    """Consecutive elements, widened; memory needs no more alignment than one element."""
     kind = pointer.type.pointee
-    typed = builder.bitcast(pointer, vector(kind).as_pointer())
+    typed = builder.bitcast(pointer, vector(kind, lanes).as_pointer())
     if kind != I16:
         return builder.load(typed, align=8 if kind == F64 else 4)
-    bits = builder.zext(builder.load(typed, align=2), vector(I32))
-    return builder.bitcast(builder.shl(bits, constant(vector(I32), 16)), vector(F32))
+    bits = builder.zext(builder.load(typed, align=2), vector(I32, lanes))
+    bits = builder.shl(bits, constant(vector(I32, lanes), 16))
+    return builder.bitcast(bits, vector(F32, lanes))
 
 
 def store(builder: Builder, vector: Value, pointer: Value) -> None:
@@ -145,6 +146,18 @@ def exp_of(builder: Builder, x: Value) -> Value:
     return builder.select(too_low, constant(kind, 0.0), builder.fmul(result, scale))
 
 
+def bfloat16_of(builder: Builder, x: Value) -> Value:
+    """A float32 or a vector of them as bfloat16 bits, to nearest, ties to even."""
+    lanes = x.type.count if isinstance(x.type, ir.VectorType) else 0
+    whole, half = (vector(I32, lanes), vector(I16, lanes)) if lanes else (I32, I16)
+    bits = builder.bitcast(x, whole)
+    lowest_kept = builder.and_(builder.lshr(bits, constant(whole, 16)), constant(whole, 1))
+    rounded = builder.add(builder.add(bits, constant(whole, 0x7FFF)), lowest_kept)
+    is_nan = builder.fcmp_unordered("uno", x, x)
+    rounded = builder.select(is_nan, constant(whole, 0x7FC00000), rounded)
+    return builder.trunc(builder.lshr(rounded, constant(whole, 16)), half)
+
+
 @intrinsic
 def exp(typing_context: Context, x: Type) -> Codegen:
     """e^x of one float."""
@@ -168,14 +181,7 @@ def narrow(typing_context: Context, x: Type, like: Type) -> Codegen:
     """x as an element of the array `like`: bfloat16 is rounded to nearest, ties to even."""
 
     def codegen(_context: Context, builder: Builder, _signature: Signature, args: Values) -> Value:
-        if like.dtype != types.uint16:
-            return args[0]
-        bits = builder.bitcast(args[0], I32)
-        lowest_kept = builder.and_(builder.lshr(bits, I32(16)), I32(1))
-        rounded = builder.add(builder.add(bits, I32(0x7FFF)), lowest_kept)
-        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
-        rounded = builder.select(is_nan, I32(0x7FC00000), rounded)
-        return builder.trunc(builder.lshr(rounded, I32(16)), I16)
+        return args[0] if like.dtype != types.uint16 else bfloat16_of(builder, args[0])
 
     return like.dtype(x, like), codegen
 

@@ -1,4 +1,4 @@
-"""Register tiles of the numba kernels: matrix products, dot products, row maxima, sums and exps.
+"""Register tiles of attention and norms: products, dot products, row maxima, sums and exps.
 
 Each result element is one chain of operations that does not depend on how many rows or columns are
 computed beside it, so callers may tile as they like without changing a bit. Offsets and strides
@@ -36,8 +36,8 @@ from kernels.cpu.simd import (
 )
 
 
-def _product_tile(num_rows: int, num_vectors: int, accumulate: bool) -> Intrinsic:
-    """An intrinsic for out[r, c] (+)= sum over k of x[r, k] * y[k, c], k in order, fused.
+def _product_tile(num_rows: int, num_vectors: int) -> Intrinsic:
+    """An intrinsic for out[r, c] += sum over k of x[r, k] * y[k, c], k in order, fused.
 
     r below `num_rows`, c below `num_vectors` * LANES. x and out are of the computing type, y may be
     bfloat16 bits. Arguments: each array with its offset and row stride, then the positive depth.
@@ -72,8 +72,7 @@ def _product_tile(num_rows: int, num_vectors: int, accumulate: bool) -> Intrinsi
             for r in range(num_rows):
                 row = builder.gep(out_first, [builder.mul(args[8], I64(r))])
                 out_tile += [builder.gep(row, [I64(v * LANES)]) for v in vectors]
-            zero = constant(vector(element(out)), 0.0)
-            starts = [load(builder, p) if accumulate else zero for p in out_tile]
+            starts = [load(builder, p) for p in out_tile]
 
             def step(k: Value, sums: list[Value]) -> list[Value]:
                 y_row = builder.gep(y_first, [builder.mul(args[5], k)])
@@ -98,18 +97,11 @@ def _product_tile(num_rows: int, num_vectors: int, accumulate: bool) -> Intrinsi
     return tile
 
 
-# 6 x 16 float32 fills the 16 registers of AVX2: 12 sums, 2 columns, 1 factor.
-product_1 = _product_tile(1, 2, accumulate=False)
-product_2 = _product_tile(2, 2, accumulate=False)
-product_3 = _product_tile(3, 2, accumulate=False)
-product_4 = _product_tile(4, 2, accumulate=False)
-product_5 = _product_tile(5, 2, accumulate=False)
-product_6 = _product_tile(6, 2, accumulate=False)
-add_product_1_by_1 = _product_tile(1, 1, accumulate=True)
-add_product_1_by_2 = _product_tile(1, 2, accumulate=True)
-add_product_1_by_8 = _product_tile(1, 8, accumulate=True)
-add_product_4_by_1 = _product_tile(4, 1, accumulate=True)
-add_product_4_by_2 = _product_tile(4, 2, accumulate=True)
+add_product_1_by_1 = _product_tile(1, 1)
+add_product_1_by_2 = _product_tile(1, 2)
+add_product_1_by_8 = _product_tile(1, 8)
+add_product_4_by_1 = _product_tile(4, 1)
+add_product_4_by_2 = _product_tile(4, 2)
 
 
 def _products(builder: Builder, x_row: Value, y_rows: list[Value], depth: Value) -> list[Value]:
