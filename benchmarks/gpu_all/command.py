@@ -42,7 +42,7 @@ PARTS = {
     "step": 80,
     "generation": 60,
     "handoff": 60,
-    "prefill": 70,
+    "prefill": 80,
     "prompt": 50,
     "engine_step": 60,
     "transport": 60,

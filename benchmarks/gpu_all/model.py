@@ -107,12 +107,21 @@ class Step:
     def __init__(self, model: Model, paged: Paged, *, by_load: bool = True) -> None:
         setting, device = model.setting, paged.lengths.device
         self._model, self._paged, self._by_load = model, paged, by_load
-        self._lengths = paged.lengths.clone()
-        self._positions = self._lengths - 1
-        columns = (self._positions // setting.page_size).long().unsqueeze(1)
-        self._page_ids = paged.tables.gather(1, columns).squeeze(1)
-        self._offsets = self._positions % setting.page_size
+        self._lengths, self._positions, self._page_ids, self._offsets = torch.zeros(
+            (4, len(paged.lengths)), dtype=torch.int32, device=device
+        )
         self._tokens = torch.zeros(len(self._lengths), dtype=torch.int64, device=device)
+        self._page_size = setting.page_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the lengths of the pool: every step makes its sequences longer."""
+        paged, page_size = self._paged, self._page_size
+        self._lengths.copy_(paged.lengths)
+        self._positions.copy_(paged.lengths - 1)
+        columns = (self._positions // page_size).long().unsqueeze(1)
+        self._page_ids.copy_(paged.tables.gather(1, columns).squeeze(1))
+        self._offsets.copy_(self._positions % page_size)
 
     def __call__(self) -> torch.Tensor:
         """The tokens that were drawn, int64 [rows]."""
