@@ -7,6 +7,7 @@ chunks, so that a device may run its decode kernel over the first `num_decode` s
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from kernels.decode_plan import DecodePlan
 from node.runner import ChunkQuestion, SampleRequest, SequenceStep, StepBatch
 
 Int32Array = NDArray[np.int32]
+Rows = Any  # numpy arrays or torch tensors, as the operations of a device take them
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,14 @@ class Batch:
     they hold for all layers of the step.
     """
 
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    page_ids: torch.Tensor
-    offsets: torch.Tensor
-    block_tables: torch.Tensor
-    query_starts: torch.Tensor
-    context_lens: torch.Tensor
-    sample_rows: torch.Tensor
+    token_ids: Rows
+    positions: Rows
+    page_ids: Rows
+    offsets: Rows
+    block_tables: Rows
+    query_starts: Rows
+    context_lens: Rows
+    sample_rows: Rows
     num_decode: int
     requests: tuple[SampleRequest, ...]
     sequence_ids: tuple[int, ...]
@@ -61,8 +63,13 @@ class Batch:
         return len(self.token_ids)
 
 
-def build_batch(step: StepBatch, page_size: int, scratch_page: int, device: torch.device) -> Batch:
-    """Flatten a step; rows of `padding_contexts` read and write only `scratch_page`."""
+def build_batch(
+    step: StepBatch, page_size: int, scratch_page: int, device: torch.device | None
+) -> Batch:
+    """Flatten a step; rows of `padding_contexts` read and write only `scratch_page`.
+
+    Tensors on the device; without one, numpy arrays.
+    """
     order = sorted(range(len(step.sequences)), key=lambda i: len(step.sequences[i].token_ids) > 1)
     num_single = sum(len(sequence.token_ids) == 1 for sequence in step.sequences)
     padding = [padding_row(context, page_size, scratch_page) for context in step.padding_contexts]
@@ -73,8 +80,8 @@ def build_batch(step: StepBatch, page_size: int, scratch_page: int, device: torc
     query_starts = np.zeros(len(sequences) + 1, np.int32)
     np.cumsum(counts, out=query_starts[1:])
     tables = _stack_tables(sequences, starts + counts, page_size, scratch_page)
-    rows = np.arange(query_starts[-1], dtype=np.int32)
-    positions = rows + np.repeat(starts - query_starts[:-1], counts)
+    row_ids = np.arange(query_starts[-1], dtype=np.int32)
+    positions = row_ids + np.repeat(starts - query_starts[:-1], counts)
     page_ids = tables[np.repeat(np.arange(len(sequences)), counts), positions // page_size]
     place = {original: slot for slot, original in enumerate(order)}
     place = {i: at + (len(padding) if at >= num_single else 0) for i, at in place.items()}
@@ -87,18 +94,18 @@ def build_batch(step: StepBatch, page_size: int, scratch_page: int, device: torc
         if each.question is not None
     ]
 
-    def tensor(array: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
+    def rows(array: NDArray[np.generic]) -> Rows:
+        return array if device is None else torch.from_numpy(array).to(device, non_blocking=True)
 
     return Batch(
-        token_ids=tensor(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)),
-        positions=tensor(positions),
-        page_ids=tensor(page_ids),
-        offsets=tensor(positions % page_size),
-        block_tables=tensor(tables),
-        query_starts=tensor(query_starts),
-        context_lens=tensor(starts + counts),
-        sample_rows=tensor(sample_rows),
+        token_ids=rows(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)),
+        positions=rows(positions),
+        page_ids=rows(page_ids),
+        offsets=rows(positions % page_size),
+        block_tables=rows(tables),
+        query_starts=rows(query_starts),
+        context_lens=rows(starts + counts),
+        sample_rows=rows(sample_rows),
         num_decode=num_single + len(padding),
         requests=tuple(s.sample for s in step.sequences if s.sample is not None),
         sequence_ids=tuple(sampled),

@@ -4,19 +4,15 @@ from typing import Literal
 
 import torch
 
-from engine.batch import Batch
+from engine.cpu_ops import cpu_ops
 from engine.gpu_attention import load_attention
 from engine.kv_pool import TORCH_DTYPES
-from engine.linear import cpu_linears, gpu_linears
+from engine.linear import gpu_linears
 from engine.ops import Ops, RowAttention, plain_ops
 from kernels import rms_norm as gpu_rms_norm
 from kernels import rope as gpu_rope
 from kernels import silu_and_mul as gpu_silu_and_mul
 from kernels.cpu.arrays import SUPPORTED
-from kernels.cpu.attention import paged_attention
-from kernels.cpu.rms_norm import rms_norm
-from kernels.cpu.rope import rope_write
-from kernels.cpu.silu_and_mul import silu_and_mul
 from kernels.cpu.simd import LANES
 from kernels.decode_attention import decode_attention
 from tandem.model_config import ModelConfig, ModelDtype
@@ -47,18 +43,6 @@ def select_ops(
     )
 
 
-def cpu_ops(numerics: ResolvedNumerics, dtype: torch.dtype) -> Ops:
-    """numba kernels and packed products; one attention kernel for all rows of a batch."""
-    return Ops(
-        name=f"cpu, {numerics}",
-        rms_norm=rms_norm,
-        rope_write=rope_write,
-        silu_and_mul=silu_and_mul,
-        attention=_cpu_attention,
-        make_linear=cpu_linears(numerics, dtype),
-    )
-
-
 def gpu_ops(numerics: ResolvedNumerics, dtype: ModelDtype) -> Ops:
     """Triton kernels and cuBLAS. Invariance there means the decode kernel for every row."""
     if dtype == "float64":
@@ -71,17 +55,4 @@ def gpu_ops(numerics: ResolvedNumerics, dtype: ModelDtype) -> Ops:
         silu_and_mul=gpu_silu_and_mul.silu_and_mul,
         attention=RowAttention(decode_attention) if invariant else load_attention,
         make_linear=gpu_linears(numerics),
-    )
-
-
-def _cpu_attention(
-    q: torch.Tensor,
-    pool: torch.Tensor,
-    layer: int,
-    batch: Batch,
-    scale: float,
-    window: int | None = None,
-) -> torch.Tensor:
-    return paged_attention(
-        q, pool, layer, batch.block_tables, batch.query_starts, batch.positions, scale, window
     )

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from engine.batch import Batch
-from engine.ops import Linear, Ops
+from engine.ops import Linear, Ops, Rows
 from engine.rotary import rotary_table
 from engine.step_threads import Written, nobody_waits
 from tandem.layout import KVLayout
@@ -26,12 +25,12 @@ Weights = Mapping[str, torch.Tensor]
 class DecoderLayer:
     """The prepared weights of one layer: q, k, v and gate, up are fused along their outputs."""
 
-    input_norm: torch.Tensor
+    input_norm: Rows
     qkv: Linear
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
+    q_norm: Rows | None
+    k_norm: Rows | None
     output: Linear
-    mlp_norm: torch.Tensor
+    mlp_norm: Rows
     gate_up: Linear
     down: Linear
     window: int | None
@@ -41,8 +40,8 @@ class DecoderLayer:
 class States:
     """Rows behind the last layer [T, hidden]; the last norm is of their sum."""
 
-    hidden: torch.Tensor
-    residual: torch.Tensor
+    hidden: Rows
+    residual: Rows
 
 
 class Decoder:
@@ -51,11 +50,12 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: Weights, ops: Ops, max_model_len: int) -> None:
         self._config = config
         self._ops = ops
-        self._embedding = weights["model.embed_tokens.weight"]
-        self._norm = weights["model.norm.weight"]
+        norm = weights["model.norm.weight"]
+        self._embedding = ops.load(weights["model.embed_tokens.weight"])
+        self._norm = ops.load(norm)
         self._head = ops.make_linear(_head(config, weights))
         self._layers = tuple(_layers(config, weights, ops))
-        self._rotary = rotary_table(config, max_model_len).to(self._norm.device)
+        self._rotary = ops.load(rotary_table(config, max_model_len).to(norm.device))
         self._scale = config.head_dim**-0.5
 
     def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor:
@@ -68,42 +68,50 @@ class Decoder:
         `written` is called in each layer once its K and V are in the pool, before they are read.
         """
         ops, eps = self._ops, self._config.rms_norm_eps
-        hidden = functional.embedding(batch.token_ids, self._embedding)
-        residual: torch.Tensor | None = None
+        pages = ops.load(pool)
+        hidden = ops.embed(batch.token_ids, self._embedding)
+        residual: Rows | None = None
         for index, layer in enumerate(self._layers):
             normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
-            query = self._write(layer, index, layer.qkv(normed), batch, pool)
+            query = self._write(layer, index, layer.qkv(normed), batch, pages)
             written()
-            attended = ops.attention(query, pool, index, batch, self._scale, layer.window)
-            hidden = layer.output(attended.flatten(1))
+            attended = ops.attention(query, pages, index, batch, self._scale, layer.window)
+            hidden = layer.output(attended.reshape(batch.num_tokens, -1))
             normed, residual = ops.rms_norm(hidden, layer.mlp_norm, eps, residual)
             hidden = layer.down(ops.silu_and_mul(layer.gate_up(normed)))
         assert residual is not None, "a decoder has at least one layer"
         return States(hidden, residual)
 
-    def normed(self, states: States, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Final hidden states [N, hidden] of some rows."""
+    def normed(self, states: States, rows: Rows | slice) -> Rows:
+        """Final hidden states [N, hidden] of some rows, for `head`."""
         eps = self._config.rms_norm_eps
         return self._ops.rms_norm(states.hidden[rows], self._norm, eps, states.residual[rows])[0]
 
-    def head(self, normed: torch.Tensor) -> torch.Tensor:
+    def hidden(self, states: States, rows: slice) -> torch.Tensor:
+        """Final hidden states [N, hidden] of some rows, for all else."""
+        return self._ops.unload(self.normed(states, rows))
+
+    def head(self, normed: Rows) -> torch.Tensor:
         """Logits [N, vocab] of final hidden states, or [N, labels] of a classification head."""
-        return self._head(normed)
+        return self._ops.unload(self._head(normed))
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether a batch is of numpy arrays, not of tensors."""
+        return self._ops.takes_arrays
 
     @property
     def num_labels(self) -> int:
         """Of the classification head; 0: it has none, and generates."""
         return self._config.num_labels
 
-    def _write(
-        self, layer: DecoderLayer, index: int, qkv: torch.Tensor, batch: Batch, pool: torch.Tensor
-    ) -> torch.Tensor:
+    def _write(self, layer: DecoderLayer, index: int, qkv: Rows, batch: Batch, pages: Rows) -> Rows:
         """Writes the rows' K and V; qkv [T, (Hq + 2 Hkv) D] -> rotated queries [T, Hq, D]."""
         return self._ops.rope_write(
             qkv,
             self._rotary,
             batch.positions,
-            pool,
+            pages,
             index,
             batch.page_ids,
             batch.offsets,
@@ -142,14 +150,17 @@ def _layers(config: ModelConfig, weights: Weights, ops: Ops) -> Iterator[Decoder
             weight = parts[0] if len(parts) == 1 else torch.cat(parts)
             return ops.make_linear(weight, None if biases is None else torch.cat(biases))
 
+        def norm(name: str, prefix: str = prefix) -> Rows:
+            return ops.load(weights[f"{prefix}{name}.weight"])
+
         attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         yield DecoderLayer(
-            input_norm=weights[f"{prefix}input_layernorm.weight"],
+            input_norm=norm("input_layernorm"),
             qkv=linear(*attention, biased=config.qkv_bias),
-            q_norm=weights[f"{prefix}self_attn.q_norm.weight"] if config.qk_norm else None,
-            k_norm=weights[f"{prefix}self_attn.k_norm.weight"] if config.qk_norm else None,
+            q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
+            k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
             output=linear("self_attn.o_proj", biased=config.output_bias),
-            mlp_norm=weights[f"{prefix}post_attention_layernorm.weight"],
+            mlp_norm=norm("post_attention_layernorm"),
             gate_up=linear("mlp.gate_proj", "mlp.up_proj", biased=config.mlp_bias),
             down=linear("mlp.down_proj", biased=config.mlp_bias),
             window=window,

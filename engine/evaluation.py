@@ -37,8 +37,11 @@ def answer(decoder: Decoder, states: States, asked: AskedRows) -> Sampled:
     elif question.kind == "sum":
         values = _sum(decoder, states, asked)
     else:
-        normed = decoder.normed(states, slice(asked.end - 1, asked.end))
-        row = normed if question.kind == "last" else decoder.head(normed)
+        last = slice(asked.end - 1, asked.end)
+        if question.kind == "last":
+            row = decoder.hidden(states, last)
+        else:
+            row = decoder.head(decoder.normed(states, last))
         vector: NDArray[np.float32] = row[0].float().cpu().numpy()
         values = ChunkValues(vector=vector) if np.isfinite(vector).all() else None
     return Sampled(0, error=NOT_NUMBERS) if values is None else Sampled(0, values=values)
@@ -49,13 +52,13 @@ def _blocks(begin: int, end: int) -> Iterable[slice]:
 
 
 def _sum(decoder: Decoder, states: States, asked: AskedRows) -> ChunkValues | None:
-    total = torch.zeros(states.hidden.shape[1], dtype=torch.int64, device=states.hidden.device)
+    sums: list[torch.Tensor] = []
     for rows in _blocks(asked.begin, asked.end):
-        normed = decoder.normed(states, rows).double()
+        normed = decoder.hidden(states, rows).double()
         if not bool((normed.abs() < MAX_SUMMED).all()):
             return None
-        total += (normed * 2.0**SUM_BITS).round().long().sum(0)
-    return ChunkValues(vector=total.cpu().numpy())
+        sums.append((normed * 2.0**SUM_BITS).round().long().sum(0))
+    return ChunkValues(vector=torch.stack(sums).sum(0).cpu().numpy())
 
 
 def _logprobs(

@@ -2,6 +2,10 @@
 
 `plain_ops` are the torch references: any dtype, any device, the specification of the other bundles.
 Pool, batch and weights are arguments; no operation keeps state but what `make_linear` prepacks.
+
+Rows are what operations pass to each other: torch tensors, or numpy arrays where a bundle says so,
+which are the same memory with bfloat16 as its bits. Measured on one Zen 4 core: with tensors 11 us
+of each numba call are conversions, with arrays the call takes 0.5 us.
 """
 
 from collections.abc import Callable
@@ -11,26 +15,22 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from engine.batch import Batch
+from engine.batch import Batch, Rows
 from kernels.decode_attention import decode_attention_reference
 from kernels.prefill_attention import prefill_attention_reference
 from kernels.rms_norm import rms_norm_reference
 from kernels.rope import rope_write_reference
 from kernels.silu_and_mul import silu_and_mul_reference
 
-Linear = Callable[[torch.Tensor], torch.Tensor]
+Linear = Callable[[Rows], Rows]
 
 
 class RMSNorm(Protocol):
     """See `kernels/rms_norm.py`."""
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        eps: float,
-        residual: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+        self, x: Rows, weight: Rows, eps: float, residual: Rows | None = None
+    ) -> tuple[Rows, Rows]: ...
 
 
 class RopeWrite(Protocol):
@@ -38,18 +38,18 @@ class RopeWrite(Protocol):
 
     def __call__(
         self,
-        qkv: torch.Tensor,
-        cos_sin: torch.Tensor,
-        positions: torch.Tensor,
-        pool: torch.Tensor,
+        qkv: Rows,
+        cos_sin: Rows,
+        positions: Rows,
+        pool: Rows,
         layer: int,
-        page_ids: torch.Tensor,
-        offsets: torch.Tensor,
+        page_ids: Rows,
+        offsets: Rows,
         num_heads: int,
-        q_norm: torch.Tensor | None = None,
-        k_norm: torch.Tensor | None = None,
+        q_norm: Rows | None = None,
+        k_norm: Rows | None = None,
         eps: float = 1e-6,
-    ) -> torch.Tensor: ...
+    ) -> Rows: ...
 
 
 class Attention(Protocol):
@@ -57,13 +57,13 @@ class Attention(Protocol):
 
     def __call__(
         self,
-        q: torch.Tensor,
-        pool: torch.Tensor,
+        q: Rows,
+        pool: Rows,
         layer: int,
         batch: Batch,
         scale: float,
         window: int | None = None,
-    ) -> torch.Tensor: ...
+    ) -> Rows: ...
 
 
 class MakeLinear(Protocol):
@@ -72,16 +72,29 @@ class MakeLinear(Protocol):
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear: ...
 
 
+def unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    """Of a bundle whose rows are tensors."""
+    return tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """One bundle; `name` is what the node reports."""
+    """One bundle; `name` is what the node reports.
+
+    `embed(token_ids [T], table [V, H])` gives rows of the table. `load` makes rows of a tensor,
+    `unload` a tensor of rows, both over the same memory; `takes_arrays`: rows are numpy arrays.
+    """
 
     name: str
     rms_norm: RMSNorm
     rope_write: RopeWrite
-    silu_and_mul: Callable[[torch.Tensor], torch.Tensor]
+    silu_and_mul: Callable[[Rows], Rows]
     attention: Attention
     make_linear: MakeLinear
+    embed: Callable[[Rows, Rows], Rows] = functional.embedding
+    load: Callable[[torch.Tensor], Rows] = unchanged
+    unload: Callable[[Rows], torch.Tensor] = unchanged
+    takes_arrays: bool = False
 
 
 class SplitAttention:

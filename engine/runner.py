@@ -115,7 +115,8 @@ class TorchRunner:
     def _forward(self, step: StepBatch, written: Written) -> tuple[Batch, States]:
         pool = self._pool
         with torch.inference_mode():
-            batch = build_batch(step, pool.layout.page_size, pool.scratch_page, self._device)
+            device = None if self._decoder.takes_arrays else self._device
+            batch = build_batch(step, pool.layout.page_size, pool.scratch_page, device)
             return batch, self._decoder.states(batch, pool.tensor, written)
 
     def _logits(self, batch: Batch, states: States) -> torch.Tensor:
