@@ -7,16 +7,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.bundles import cpu_ops, gpu_ops
+from engine.batch import Batch
+from engine.bundles import gpu_ops
 from engine.decoder import Decoder, kv_layout
 from engine.graphs import CudaCapture, DecodeGraphs, called, captured_sizes
 from engine.kv_pool import make_kv_pool
+from engine.linear import cpu_linears
 from engine.ops import Ops, plain_ops
 from engine.resident_batch import ResidentBatch
 from engine.resident_runner import ResidentRunner
 from engine.runner import TorchRunner
 from engine.sampler import Sampler
 from engine.weights import expected_shapes
+from kernels.cpu.attention import paged_attention
+from kernels.cpu.rms_norm import rms_norm
+from kernels.cpu.rope import rope_write
+from kernels.cpu.silu_and_mul import silu_and_mul
 from node.runner import Sampled, SampleRequest, SequenceStep, StepBatch
 from tandem.model_config import ModelConfig, ModelDtype, RopeScaling
 from tandem.sampling import SamplingParams
@@ -45,9 +51,32 @@ CONFIG = ModelConfig(
     sliding_windows=(None, 5),
     dtype="float32",
 )
+
+
+def _paged(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    layer: int,
+    batch: Batch,
+    scale: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    tables, starts = batch.block_tables, batch.query_starts
+    return paged_attention(q, pool, layer, tables, starts, batch.positions, scale, window)
+
+
+# The kernels of `cpu_ops` over tensors: rows that stay on a device are tensors.
+INVARIANT = Ops(
+    name="invariant",
+    rms_norm=rms_norm,
+    rope_write=rope_write,
+    silu_and_mul=silu_and_mul,
+    attention=_paged,
+    make_linear=cpu_linears("invariant", torch.float32),
+)
 BUNDLES: dict[str, tuple[Ops, ModelDtype]] = {
     "plain": (plain_ops(), "float64"),
-    "invariant": (cpu_ops("invariant", torch.float32), "float32"),
+    "invariant": (INVARIANT, "float32"),
     "gpu": (gpu_ops("fast", "float32"), "float32"),
 }
 PARAMS = (
