@@ -1,4 +1,4 @@
-"""The command line of `scripts/bench claims`, `compare`, `balance` and `kernels`."""
+"""The command line of `scripts/bench claims`, `compare`, `balance`, `kernels` and `decode_step`."""
 
 import argparse
 import os

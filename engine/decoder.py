@@ -69,6 +69,7 @@ class Decoder:
         """
         ops, eps = self._ops, self._config.rms_norm_eps
         pages = ops.load(pool)
+        shape = batch.num_tokens, self._config.num_heads * self._config.head_dim
         hidden = ops.embed(batch.token_ids, self._embedding)
         residual: Rows | None = None
         for index, layer in enumerate(self._layers):
@@ -76,7 +77,7 @@ class Decoder:
             query = self._write(layer, index, layer.qkv(normed), batch, pages)
             written()
             attended = ops.attention(query, pages, index, batch, self._scale, layer.window)
-            hidden = layer.output(attended.reshape(batch.num_tokens, -1))
+            hidden = layer.output(attended.reshape(shape))
             normed, residual = ops.rms_norm(hidden, layer.mlp_norm, eps, residual)
             hidden = layer.down(ops.silu_and_mul(layer.gate_up(normed)))
         assert residual is not None, "a decoder has at least one layer"

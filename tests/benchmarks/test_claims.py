@@ -23,6 +23,7 @@ from benchmarks.compare.sim_report import (
     simulated_figures,
 )
 from benchmarks.compare.sim_vs_real import replayed
+from benchmarks.decode_step.catalogue import STEPS
 from benchmarks.kernels.catalogue import KERNELS
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, publish
@@ -41,8 +42,13 @@ QUICK = Options(quick=True, traces=None, seed=0)
 
 def test_the_page_of_claims_names_commands_that_exist_and_all_of_them() -> None:
     text = CLAIMS_PAGE.read_text()
-    named = set(re.findall(r"scripts/bench (claims|compare|kernels) (\w+)", text))
-    catalogues = {"claims": CLAIMS, "compare": COMPARISONS, "kernels": KERNELS}
+    named = set(re.findall(r"scripts/bench (claims|compare|kernels|decode_step) (\w+)", text))
+    catalogues = {
+        "claims": CLAIMS,
+        "compare": COMPARISONS,
+        "kernels": KERNELS,
+        "decode_step": STEPS,
+    }
     there = {(kind, name) for kind, catalogue in catalogues.items() for name in catalogue}
     assert named == there
 

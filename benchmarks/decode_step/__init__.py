@@ -1,0 +1,1 @@
+"""Where the time of a node's step goes, stage by stage."""
