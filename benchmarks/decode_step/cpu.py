@@ -61,8 +61,8 @@ def run(options: Options) -> Report:
         (
             "rest: all that is no operation of the model, and calling the operations, which is "
             "measured by a pass over no rows; with two threads it is of both, per step",
-            "of every kind the fastest step; stages of two threads are sums over both, halved; one row "
-            "is computed by one thread",
+            "of every kind the fastest step; stages of two threads are sums over both, halved",
+            "one row is computed by one thread",
         ),
         {"steps": measured, "host": [_host_figures(each) for each in host]},
     )
