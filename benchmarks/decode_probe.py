@@ -12,6 +12,7 @@ from engine.bundles import select_ops
 from engine.decoder import Decoder, kv_layout
 from engine.graphs import CudaCapture, DecodeGraphs, called
 from engine.kv_pool import TORCH_DTYPES, KVPool, make_kv_pool
+from engine.ops import plain_ops
 from engine.resident_batch import ResidentBatch
 from engine.resident_runner import ResidentRunner
 from engine.runner import TorchRunner
@@ -75,7 +76,8 @@ class DecodeProbe:
     ) -> None:
         self._device = torch.device(device)
         self._max_context = max_context + ROOM
-        ops = select_ops(self._device, dtype, "fast", config)
+        is_gpu = self._device.type == "cuda"  # rows that stay on a device are tensors
+        ops = select_ops(self._device, dtype, "fast", config) if is_gpu else plain_ops()
         torch.manual_seed(0)
         weights = {
             name: torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=self._device).normal_(
