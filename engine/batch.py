@@ -70,11 +70,14 @@ def build_batch(
 
     Tensors on the device; without one, numpy arrays.
     """
-    order = sorted(range(len(step.sequences)), key=lambda i: len(step.sequences[i].token_ids) > 1)
-    num_single = sum(len(sequence.token_ids) == 1 for sequence in step.sequences)
+    row_counts = [len(sequence.token_ids) for sequence in step.sequences]
+    singles = [i for i, count in enumerate(row_counts) if count == 1]
+    chunks = [i for i, count in enumerate(row_counts) if count != 1]
     padding = [padding_row(context, page_size, scratch_page) for context in step.padding_contexts]
-    sequences = [step.sequences[i] for i in order]
-    sequences[num_single:num_single] = padding
+    num_single = len(singles) + len(padding)
+    sequences = [step.sequences[i] for i in singles]
+    sequences += padding
+    sequences += [step.sequences[i] for i in chunks]
     counts = np.array([len(sequence.token_ids) for sequence in sequences], np.int32)
     starts = np.array([sequence.start for sequence in sequences], np.int32)
     query_starts = np.zeros(len(sequences) + 1, np.int32)
@@ -83,13 +86,13 @@ def build_batch(
     row_ids = np.arange(query_starts[-1], dtype=np.int32)
     positions = row_ids + np.repeat(starts - query_starts[:-1], counts)
     page_ids = tables[np.repeat(np.arange(len(sequences)), counts), positions // page_size]
-    place = {original: slot for slot, original in enumerate(order)}
-    place = {i: at + (len(padding) if at >= num_single else 0) for i, at in place.items()}
+    slots = np.empty(len(row_counts), np.int32)
+    slots[singles] = np.arange(len(singles))
+    slots[chunks] = np.arange(num_single, len(sequences))
     sampled = [i for i, sequence in enumerate(step.sequences) if sequence.sample is not None]
-    slots = [place[i] for i in sampled]
-    sample_rows = query_starts[1:][slots].astype(np.int64) - 1
+    sample_rows = query_starts[1:][slots[sampled]].astype(np.int64) - 1
     asked = [
-        AskedRows(i, int(query_starts[place[i]]), int(query_starts[place[i] + 1]), each.question)
+        AskedRows(i, int(query_starts[slots[i]]), int(query_starts[slots[i] + 1]), each.question)
         for i, each in enumerate(step.sequences)
         if each.question is not None
     ]
@@ -106,7 +109,7 @@ def build_batch(
         query_starts=rows(query_starts),
         context_lens=rows(starts + counts),
         sample_rows=rows(sample_rows),
-        num_decode=num_single + len(padding),
+        num_decode=num_single,
         requests=tuple(s.sample for s in step.sequences if s.sample is not None),
         sequence_ids=tuple(sampled),
         asked=tuple(asked),
@@ -129,6 +132,6 @@ def _stack_tables(
     """Block tables [S, max_pages], cut to the pages in use; the rest names the scratch page."""
     pages = -(-lengths // page_size)
     tables = np.full((len(sequences), int(pages.max())), scratch_page, np.int32)
-    for row, sequence in enumerate(sequences):
-        tables[row, : pages[row]] = sequence.block_table[: pages[row]]
+    for row, sequence, num_pages in zip(tables, sequences, pages.tolist(), strict=True):
+        row[:num_pages] = sequence.block_table[:num_pages]
     return tables

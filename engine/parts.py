@@ -8,7 +8,9 @@ layer (`engine/step_threads.py` keeps that order), and gets fewer rows, as each 
 
 import math
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from node.runner import SequenceStep, StepBatch
 from scheduling.costs import num_pairs
@@ -43,8 +45,12 @@ def pair_cost(config: ModelConfig) -> float:
 
 def cut_step(step: StepBatch, num_parts: int, cost_of_pair: float) -> tuple[Part, ...]:
     """Up to `num_parts` parts, none empty; rows of decode come first, then chunks."""
+    num_sequences = len(step.sequences)
+    if num_parts == 1:
+        is_empty = not (num_sequences or step.padding_contexts)
+        return () if is_empty else (Part(step, tuple(range(num_sequences))),)
     is_chunk = [len(sequence.token_ids) > 1 for sequence in step.sequences]
-    order = sorted(range(len(is_chunk)), key=is_chunk.__getitem__)
+    order = sorted(range(num_sequences), key=is_chunk.__getitem__)
     pieces = deque((i, step.sequences[i]) for i in order)
     parts: list[Part] = []
     follows = False
@@ -100,8 +106,8 @@ def _num_rows_worth(sequence: SequenceStep, share: float, cost_of_pair: float) -
 def _cut(piece: Piece, num_rows: int) -> tuple[Piece, Piece]:
     """The first rows, which sample nothing, and the rest."""
     sequence_id, sequence = piece
-    head = replace(sequence, token_ids=sequence.token_ids[:num_rows], sample=None)
-    tail = replace(
+    head = msgspec.structs.replace(sequence, token_ids=sequence.token_ids[:num_rows], sample=None)
+    tail = msgspec.structs.replace(
         sequence, token_ids=sequence.token_ids[num_rows:], start=sequence.start + num_rows
     )
     return (sequence_id, head), (sequence_id, tail)

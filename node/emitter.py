@@ -39,8 +39,9 @@ class _Stream:
 
     @property
     def has_news(self) -> bool:
-        is_end_news = self.ending is not None and not self.is_ending_sent
-        return self.sent < self.end or (is_end_news and not self.is_ending_taken)
+        if self.sent < self.base + len(self.ids):
+            return True
+        return self.ending is not None and not self.is_ending_sent and not self.is_ending_taken
 
     def take(self, key: RequestKey, budget: int) -> tuple[TokenDelta, int]:
         """Tokens not yet sent, as many as cost at most `budget` (one at least), and their cost."""
@@ -75,7 +76,7 @@ class _Draft:
         """Move what fits of a stream's news into the message."""
         if stream.sent == stream.base:
             stream.waiting_since = now
-        if stream.sent < stream.end:
+        if stream.sent < stream.base + len(stream.ids):
             delta, cost = stream.take(key, MAX_MESSAGE_COST - self.cost)
             self.deltas.append(delta)
             self.cost += cost + 40
@@ -84,7 +85,7 @@ class _Draft:
             stream.is_report_sent = True
             self.cost += 200
         ending = stream.ending
-        if stream.sent == stream.end and ending is not None and not stream.is_ending_taken:
+        if ending is not None and stream.sent == stream.end and not stream.is_ending_taken:
             self.endings.append(ending)
             stream.is_ending_sent = True
             self.cost += 400 + 4 * len(ending.message or "")
@@ -112,7 +113,7 @@ class Emitter:
     ) -> None:
         """Emit one token of an attempt; indices of an attempt are consecutive."""
         stream = self._stream(peer, key, index)
-        assert index == stream.end, (index, stream.end)
+        assert index == stream.base + len(stream.ids), (index, stream.end)
         stream.ids.append(token_id)
         if logprobs is not None:
             stream.logprobs.append(logprobs)
@@ -211,9 +212,10 @@ class Emitter:
 
     def _stream(self, peer: bytes, key: RequestKey, index: int) -> _Stream:
         streams = self._streams.setdefault(peer, {})
-        if key not in streams:
-            streams[key] = _Stream(base=index, sent=index)
-        return streams[key]
+        stream = streams.get(key)
+        if stream is None:
+            stream = streams[key] = _Stream(base=index, sent=index)
+        return stream
 
     def _find_overdue(self, now: float) -> None:
         if now < self._next_resend_at:

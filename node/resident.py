@@ -42,9 +42,12 @@ class Resident:
         self.last_token_at: float | None = None  # of its newest token, drawn here
         self.page_hashes: list[bytes] = []  # of its first full pages, extended as asked
         self._page_size = page_size
+        self._ttft_s = spec.targets.ttft_ms / 1e3
+        self._tpot_s = spec.targets.tpot_ms / 1e3
         self._ids: Int32Array = np.zeros(max(self.max_total_tokens, self.num_tokens), np.int32)
         self._ids[: self.num_prompt_tokens] = spec.prompt_ids.array
         self._ids[self.num_prompt_tokens : self.num_tokens] = spec.output_ids.array
+        self._prompt_ids = self._ids[: self.num_prompt_tokens]
         self._table: Int32Array = np.zeros(-(-len(self._ids) // page_size), np.int32)
         self._num_pages = 0
 
@@ -52,6 +55,11 @@ class Resident:
     def token_ids(self) -> Int32Array:
         """Known tokens, prompt and output."""
         return self._ids[: self.num_tokens]
+
+    @property
+    def last_token_id(self) -> int:
+        """The newest token."""
+        return int(self._ids[self.num_tokens - 1])
 
     @property
     def num_output_tokens(self) -> int:
@@ -121,12 +129,13 @@ class Resident:
         )
 
     def _sample(self, eos_token_ids: tuple[int, ...]) -> SampleRequest:
+        spec = self.spec
         return SampleRequest(
-            params=self.spec.params,
-            seed=self.spec.seed,
-            choice=self.spec.choice,
-            output_index=self.num_output_tokens,
-            prompt_ids=self._ids[: self.num_prompt_tokens],
+            params=spec.params,
+            seed=spec.seed,
+            choice=spec.choice,
+            output_index=self.num_tokens - self.num_prompt_tokens,
+            prompt_ids=self._prompt_ids,
             output_ids=self._ids[self.num_prompt_tokens : self.num_tokens],
             eos_token_ids=eos_token_ids,
             key=self.key,
@@ -134,25 +143,26 @@ class Resident:
 
     def view(self, *, num_set_aside: int = 0) -> SequenceView:
         """What policies see; so many pages are set aside for it beyond its promise."""
+        spec = self.spec
         return SequenceView(
             key=self.key,
-            age=self.spec.sequence,
+            age=spec.sequence,
             arrived_at=self.arrived_at,
-            priority=self.spec.priority,
-            tenant=self.spec.tenant,
+            priority=spec.priority,
+            tenant=spec.tenant,
             num_prompt_tokens=self.num_prompt_tokens,
             num_tokens=self.num_tokens,
             num_computed=self.num_computed,
             max_total_tokens=self.max_total_tokens,
             num_pages=self._num_pages,
             num_promised=self.num_promised + num_set_aside,
-            waited_s=self.spec.waited_s,
-            ttft_s=self.spec.targets.ttft_ms / 1e3,
-            tpot_s=self.spec.targets.tpot_ms / 1e3,
-            tenant_weight=self.spec.tenant_weight,
+            waited_s=spec.waited_s,
+            ttft_s=self._ttft_s,
+            tpot_s=self._tpot_s,
+            tenant_weight=spec.tenant_weight,
             last_token_at=self.last_token_at,
             num_preemptions=self.num_preemptions,
-            prediction=self.spec.prediction,
+            prediction=spec.prediction,
             is_begun=self.is_begun,
             num_cached=self.num_cached,
             prefix_id=self.page_hashes[PREFIX_PAGES - 1]
@@ -163,7 +173,7 @@ class Resident:
 
 def finish_reason(resident: Resident, eos_token_ids: tuple[int, ...]) -> FinishReason | None:
     """Whether the newest token ends the request: a stop token, or the length limit."""
-    token_id = int(resident.token_ids[-1])
+    token_id = resident.last_token_id
     params = resident.spec.params
     ends = token_id in params.stop_token_ids
     ends = ends or (token_id in eos_token_ids and not params.ignore_eos)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,8 +19,7 @@ from tandem.sampling import SamplingParams
 Int32Array = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRequest:
+class SampleRequest(msgspec.Struct, frozen=True):
     """How to draw the token that follows a sequence's last computed token.
 
     `prompt_ids` and `output_ids` are the original split (penalties see it so even after a
@@ -69,8 +69,7 @@ class ChunkValues:
     top_logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceStep:
+class SequenceStep(msgspec.Struct, frozen=True):
     """One sequence's part of a step: its next tokens.
 
     Computes `token_ids` at absolute positions `start, start + 1, ...`; the KV of positions below

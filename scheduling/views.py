@@ -1,13 +1,16 @@
 """What policies see and say: immutable views of one node's requests, and a plan for a step.
 
 Policies decide, the node validates and executes: a bad policy can be slow but never corrupts. The
-same objects run on a node and in the simulator.
+same objects run on a node and in the simulator. What is made for every request in every step is a
+struct: making it takes 1 us, a frozen dataclass of as many fields 3.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 from tandem.messages.common import LengthPrediction, NodeCosts
 
@@ -16,8 +19,7 @@ RequestKey = tuple[bytes, int]
 PreemptMode = Literal["auto", "recompute", "swap", "migrate"]
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceView:
+class SequenceView(msgspec.Struct, frozen=True):
     """One request on this node. `age` is the coordinator's placement order, lower is older.
 
     num_tokens: known tokens, prompt and output. num_computed: tokens whose KV is in pages.

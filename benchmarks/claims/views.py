@@ -3,6 +3,8 @@
 import random
 from dataclasses import replace
 
+from msgspec import structs
+
 from scheduling.views import NodeView, SequenceView
 from tandem.messages.common import LengthPrediction
 
@@ -27,9 +29,9 @@ def node_view(num_requests: int, seed: int) -> NodeView:
         max_num_batched_tokens=2048,
         prefill_weight=1.0,
         decode_weight=1.0,
-        prefill=tuple(replace(s, num_computed=0, num_pages=0) for s in rest[half:]),
+        prefill=tuple(structs.replace(s, num_computed=0, num_pages=0) for s in rest[half:]),
         waiting=tuple(rest[:half]),
-        running=tuple(replace(s, last_token_at=99.9) for s in running),
+        running=tuple(structs.replace(s, last_token_at=99.9) for s in running),
         page_size=PAGE_SIZE,
         num_pages=num_requests * 80,
         num_free_pages=num_requests * 20,
@@ -40,7 +42,9 @@ def advanced(view: NodeView, step_s: float) -> NodeView:
     """The same requests a step later: whoever runs has one token more."""
     now = view.now + step_s
     running = tuple(
-        replace(s, num_tokens=s.num_tokens + 1, num_computed=s.num_computed + 1, last_token_at=now)
+        structs.replace(
+            s, num_tokens=s.num_tokens + 1, num_computed=s.num_computed + 1, last_token_at=now
+        )
         for s in view.running
     )
     return replace(view, now=now, running=running)

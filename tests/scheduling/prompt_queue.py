@@ -1,6 +1,6 @@
 """A prefill node of one prompt at a time, in chunks: what the order of prompts does to TTFT."""
 
-from dataclasses import replace
+from msgspec import structs
 
 from scheduling.prefill.catalogue import make_prefill_policy
 from scheduling.views import RequestKey, SequenceView, Services
@@ -81,7 +81,7 @@ def serve(name: str, prompts: list[SequenceView], **options: str) -> dict[int, f
         num_tokens = min(CHUNK, sequence.num_left)
         now += num_tokens * TOKEN_S
         num_computed = sequence.num_computed + num_tokens
-        here[sequence.key] = replace(sequence, num_computed=num_computed, is_begun=True)
+        here[sequence.key] = structs.replace(sequence, num_computed=num_computed, is_begun=True)
         if num_computed == sequence.num_tokens:
             del here[sequence.key]
             done[int.from_bytes(sequence.key[0], "big")] = now

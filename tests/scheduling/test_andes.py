@@ -1,8 +1,7 @@
 """Andes: rows go to whose readers run out first; a full stock gives way; no pressure, no change."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from scheduling.batch.andes import AndesOptions, AndesPolicy
 from scheduling.batch.catalogue import make_batch_policy
@@ -26,12 +25,12 @@ SLOW = Services(
 
 
 def reader(n: int, *, num_output: int, tpot_s: float = 0.1) -> SequenceView:
-    return replace(row(n, num_output=num_output), tpot_s=tpot_s, last_token_at=0.0)
+    return structs.replace(row(n, num_output=num_output), tpot_s=tpot_s, last_token_at=0.0)
 
 
 def started(policy: AndesPolicy, *rows: SequenceView) -> AndesPolicy:
     """They all had their first token at 0."""
-    first = [replace(s, num_tokens=17, num_computed=16) for s in rows]
+    first = [structs.replace(s, num_tokens=17, num_computed=16) for s in rows]
     policy.plan(view(0.0, waiting=[], running=first), SERVICES)
     return policy
 
@@ -59,7 +58,7 @@ def test_under_pressure_those_ahead_are_held() -> None:
 def test_of_two_that_starve_the_one_with_less_kv_is_cheaper() -> None:
     policy = AndesPolicy()
     short, long = reader(1, num_output=2), reader(2, num_output=2)
-    long = replace(
+    long = structs.replace(
         long, num_prompt_tokens=900, num_tokens=902, num_computed=901, max_total_tokens=999
     )
     started(policy, short)
@@ -73,7 +72,7 @@ def test_a_full_stock_gives_its_row_to_who_waits_once() -> None:
     started(policy, rich)
     plan = policy.plan(view(0.5, waiting=[poor], running=[rich], rows=1), SERVICES)
     assert (plan.preempt, plan.admit) == (((rich.key, "auto"),), (poor.key,))
-    again = replace(rich, num_preemptions=1)
+    again = structs.replace(rich, num_preemptions=1)
     plan = policy.plan(view(0.6, waiting=[poor], running=[again], rows=1), SERVICES)
     assert plan.preempt == ()
 

@@ -1,8 +1,7 @@
 """WAIT: the same few of a kind enter in each step; gates wait, and never for ever."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.batch.gate import ArrivalRate, Gate
@@ -117,7 +116,7 @@ def test_nested_holds_those_beyond_a_boundary_until_enough_stand_there() -> None
     policy.plan(view(0.0, waiting=rows, running=[], rows=6), SERVICES)
     # All reached the first boundary, after 4 tokens: what happens to them is the gate's choice.
     policy.plan(view(0.1, waiting=[], running=rows, rows=6), SERVICES)
-    running = [replace(s, num_tokens=21, num_computed=20, last_token_at=0.2) for s in rows]
+    running = [structs.replace(s, num_tokens=21, num_computed=20, last_token_at=0.2) for s in rows]
     plan = policy.plan(view(0.2, waiting=[], running=running, rows=6), SERVICES)
     assert len(plan.decode) < len(running)
     now = 0.2

@@ -1,6 +1,6 @@
 """Views for tests of single plans, and plans in words."""
 
-from dataclasses import replace
+from msgspec import structs
 
 from scheduling.views import NodeView, SequenceView, StepPlan
 from tandem.messages.common import LengthPrediction
@@ -21,15 +21,15 @@ def prompt(n: int, num_prompt: int, num_computed: int = 0, **more: object) -> Se
         num_pages=-(-num_prompt // 16),
         is_begun=num_computed > 0,
     )
-    return replace(view, **more)  # type: ignore[arg-type]
+    return structs.replace(view, **more)  # type: ignore[arg-type]
 
 
 def row(n: int, num_tokens: int, **more: object) -> SequenceView:
     """A request with KV: all but its last token is computed, a page may be missing for that."""
     view = prompt(n, 10, num_computed=num_tokens - 1)
     num_pages = -(-(num_tokens - 1) // 16)
-    view = replace(view, num_tokens=num_tokens, num_pages=num_pages, last_token_at=0.0)
-    return replace(view, **more)  # type: ignore[arg-type]
+    view = structs.replace(view, num_tokens=num_tokens, num_pages=num_pages, last_token_at=0.0)
+    return structs.replace(view, **more)  # type: ignore[arg-type]
 
 
 def predicted(score: float, q50: float | None = None) -> LengthPrediction:

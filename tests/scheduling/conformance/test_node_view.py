@@ -3,9 +3,8 @@
 The policies of a node and of any simulator are the same objects; this holds their views together.
 """
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from node.core import FromPeer
 from scheduling.batch.catalogue import make_batch_policy
@@ -88,7 +87,7 @@ def run_node(policy: Recorder) -> None:
 
 def comparable(view: NodeView) -> tuple[object, ...]:
     def plain(sequences: tuple[SequenceView, ...]) -> list[SequenceView]:
-        return [replace(s, prefix_id=None) for s in sequences]
+        return [structs.replace(s, prefix_id=None) for s in sequences]
 
     lists = [plain(s) for s in (view.prefill, view.waiting, view.running, view.swapped)]
     return (round(view.now, 6), view.num_free_pages, view.num_pages, view.max_num_seqs, *lists)

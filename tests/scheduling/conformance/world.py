@@ -6,8 +6,10 @@ for, is an assertion here.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import structs
 
 from node.plan_check import check_plan
 from scheduling.batch.composing import is_reserved, num_pages_at_end, num_pages_to_grow
@@ -144,7 +146,7 @@ class World:
             if num_tokens >= self.shape.lookahead_tokens or need + promised + kept > self.num_free:
                 return
             self.num_free -= need + promised
-            job.view = replace(job.view, num_pages=need, num_promised=promised)
+            job.view = structs.replace(job.view, num_pages=need, num_promised=promised)
             job.state = "prefill"
             num_tokens += job.view.num_left
 
@@ -221,7 +223,7 @@ class World:
             is_swap = self.num_preemptions % 2 == 0
             num_computed = job.view.num_computed if is_swap else 0
             job.state = "swapped" if is_swap else "queued"
-            job.view = replace(
+            job.view = structs.replace(
                 job.view,
                 num_pages=0,
                 num_promised=0,
@@ -239,7 +241,7 @@ class World:
                 need = -(-job.view.num_tokens // self.shape.page_size)
                 assert need <= self.num_free, "no pages to come back to"
                 self.num_free -= need
-                job.view = replace(job.view, num_pages=need)
+                job.view = structs.replace(job.view, num_pages=need)
             if need or not is_reserved(job.view, self.shape.page_size):
                 is_free_of_watermark = False
             job.state = "running"
@@ -255,7 +257,7 @@ class World:
         promised = min(missing, job.view.num_promised)
         self.num_free -= missing - promised
         assert self.num_free >= 0, "a row without a page"
-        job.view = replace(
+        job.view = structs.replace(
             job.view,
             num_pages=job.view.num_pages + missing,
             num_promised=job.view.num_promised - promised,
@@ -273,10 +275,10 @@ class World:
 
     def advance(self, job: Job, num_tokens: int) -> None:
         num_computed = job.view.num_computed + num_tokens
-        job.view = replace(job.view, num_computed=num_computed, is_begun=True)
+        job.view = structs.replace(job.view, num_computed=num_computed, is_begun=True)
         if num_computed < job.view.num_tokens:
             return
-        job.view = replace(job.view, num_tokens=num_computed + 1, last_token_at=self.now)
+        job.view = structs.replace(job.view, num_tokens=num_computed + 1, last_token_at=self.now)
         job.token_times.append(self.now)
         if job.first_token_at is None:
             job.first_token_at = self.now
@@ -284,7 +286,7 @@ class World:
             job.state = "waiting"
         if job.view.num_output_tokens >= job.arrival.num_answer:
             self.num_free += job.view.num_pages + job.view.num_promised
-            job.view = replace(job.view, num_pages=0, num_promised=0)
+            job.view = structs.replace(job.view, num_pages=0, num_promised=0)
             job.state, job.ended_at = "done", self.now
             del self.live[job.view.key]
 
