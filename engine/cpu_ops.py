@@ -4,16 +4,18 @@ Each function here gives its kernel memory to write to and calls it, in about 1 
 are those of `engine/ops.py`. All of it may run in several threads at once.
 """
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 
 from engine.batch import Batch
-from engine.linear import cpu_linears
+from engine.linear import PanelLinear, cpu_linears
 from engine.ops import Linear, Ops
 from kernels.cpu.arrays import Array, array_of
 from kernels.cpu.attention import NO_WINDOW, paged_attention_rows
+from kernels.cpu.matmul import PackedWeight, matmul_panels
 from kernels.cpu.rms_norm import rms_norm_rows
 from kernels.cpu.rope import rope_write_rows
 from kernels.cpu.silu_and_mul import silu_and_mul_rows
@@ -28,6 +30,8 @@ def cpu_ops(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> Ops:
 
     def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         linear = make_tensor_linear(weight, bias)
+        if isinstance(linear, PanelLinear):
+            return partial(product, packed=linear.packed)
         return lambda x: array_of(linear(tensor_of(x)))
 
     return Ops(
@@ -48,6 +52,23 @@ def tensor_of(array: Array) -> torch.Tensor:
     """A view of an array's memory; uint16 as bfloat16."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == BITS else tensor
+
+
+def product(x: Array, packed: PackedWeight) -> Array:
+    """x [T, K] -> [T, N]; `kernels.cpu.matmul.matmul` without tensors."""
+    num_rows, depth = x.shape
+    assert depth == packed.depth and x.flags.c_contiguous
+    out = np.empty((num_rows, packed.num_outputs), x.dtype)
+    matmul_panels(
+        x.ctypes.data,
+        num_rows,
+        depth,
+        packed.panels,
+        packed.bias,
+        out.ctypes.data,
+        packed.num_outputs,
+    )
+    return out
 
 
 def rms_norm(

@@ -9,6 +9,7 @@ way: matrix instructions for bfloat16, and other dtypes.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 from engine.ops import Linear, MakeLinear, plain_linear
 from kernels.cpu.arrays import SUPPORTED
 from kernels.cpu.host import HAS_BF16_MATRICES
-from kernels.cpu.matmul import matmul, pack_weight
+from kernels.cpu.matmul import PackedWeight, matmul, pack_weight
 
 # Rows that a packed oneDNN weight is laid out for. It is no candidate for `invariant`: in float32
 # with K = 1408 and 2816 rows change bits whatever it is laid out for, in bfloat16 with K = 2816
@@ -72,10 +73,20 @@ def rows_are_invariant(
     )
 
 
-def panel_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """Our own product over packed panels."""
-    packed = pack_weight(weight, bias)
-    return lambda x: matmul(x, packed)
+@dataclass(frozen=True, slots=True)
+class PanelLinear:
+    """Our own product over packed panels; `packed` for whoever calls its kernel directly."""
+
+    packed: PackedWeight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, K] -> [T, N]."""
+        return matmul(x, self.packed)
+
+
+def panel_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PanelLinear:
+    """Pack the weight."""
+    return PanelLinear(pack_weight(weight, bias))
 
 
 def onednn_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from scheduling.batch.catalogue import make_batch_policy
 from scheduling.batch.mlfq import MlfqOptions, MlfqPolicy
 from scheduling.views import SequenceView, Services
@@ -31,9 +33,11 @@ def test_a_quantum_used_up_is_a_level_down() -> None:
 
 def test_a_long_prompt_joins_where_its_prefill_fits() -> None:
     policy = MlfqPolicy(MlfqOptions(quantum_ms=10, factor=2))
-    long = replace(row(1), num_prompt_tokens=1000, num_tokens=1000, num_computed=0)
+    long = structs.replace(row(1), num_prompt_tokens=1000, num_tokens=1000, num_computed=0)
     # 1000 tokens at 20 us, in two steps of 2 ms: 24.5 ms, so the quantum of 40 ms.
-    now = replace(view(0.0, waiting=[], running=[]), prefill=(long, replace(row(0), num_tokens=16)))
+    now = replace(
+        view(0.0, waiting=[], running=[]), prefill=(long, structs.replace(row(0), num_tokens=16))
+    )
     policy.plan(now, SERVICES)
     assert policy._standings[long.key].level == 2
     assert policy._standings[row(0).key].level == 0
