@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.batch import Batch
-from engine.ops import Linear, Ops, Rows
+from engine.batch import Batch, Rows
+from engine.ops import Linear, Ops
 from engine.rotary import rotary_table
 from engine.step_threads import Written, nobody_waits
 from tandem.layout import KVLayout

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bundles import cpu_ops, gpu_ops
+from engine.bundles import gpu_ops
+from engine.cpu_ops import cpu_ops
 from engine.decoder import Decoder, kv_layout
 from engine.kv_pool import make_kv_pool
 from engine.ops import Ops, plain_ops
