@@ -57,7 +57,7 @@ from tandem.messages.membership import NodeHello, RoleWeights
 from tandem.service import Log
 from tandem.sockets import Link, Server, keyring_or_loopback, peer_identity
 
-RECORDED = ("handle", "tick", "plan", "computed", "cache_changes")
+RECORDED = ("handle", "tick_guests", "plan", "settle", "flush", "cache_changes")
 log = logging.getLogger("tandem.node")
 
 

@@ -225,8 +225,11 @@ class NodeCore:
 
     def tick(self, now: float) -> list[NodeAction]:
         """Let guests start, resend and grant; send what was emitted."""
-        actions = self._prefill.tick(now) + self._decode.tick(now)
-        return actions + self.flush(now)
+        return self.tick_guests(now) + self.flush(now)
+
+    def tick_guests(self, now: float) -> list[NodeAction]:
+        """`tick` without what was emitted: the next `flush` gives that."""
+        return self._prefill.tick(now) + self._decode.tick(now)
 
     def flush(self, now: float) -> list[NodeAction]:
         """New tokens and endings, one message per gateway; nothing before admission."""
@@ -308,7 +311,14 @@ class NodeCore:
         )
 
     def computed(self, step: Step, result: StepResult, now: float) -> list[NodeAction]:
-        """The runner has run the step."""
+        """The runner has run the step; send what was emitted."""
+        return self.settle(step, result, now) + self.flush(now)
+
+    def settle(self, step: Step, result: StepResult, now: float) -> list[NodeAction]:
+        """`computed` without what was emitted.
+
+        All that the next plan needs; messages can be made while the next step runs.
+        """
         self.num_steps += 1
         if self._state.costs.step_ended(step.plan, step.batch, now):
             self._services = Services(self._state.costs.current)
@@ -321,7 +331,7 @@ class NodeCore:
         for (key, num_tokens), sampled in chunks:
             self._state.num_prompt_tokens += num_tokens
             actions += self._prefill.computed(key, num_tokens, sampled, now)
-        return actions + self.flush(now)
+        return actions
 
     def cache_changes(self) -> CacheChanged | None:
         """What entered and left the prefix cache since the last call; all of it where asked for."""

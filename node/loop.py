@@ -2,6 +2,10 @@
 
 Events come in through a bounded queue; actions go out through `post`. Device work is all that
 happens between two looks at the queue.
+
+What a step asks for goes out while the next one runs, where the device runs by itself: between two
+steps there is only what the next plan needs. While a step runs the core is asked for messages and
+for nothing else, so no page of the step changes hands (decision 0029).
 """
 
 import queue
@@ -12,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from node.actions import NodeAction
-from node.core import Event, NodeCore
+from node.core import Event, NodeCore, Step
 from node.runner import Runner
 from node.step_times import StepTimes
 from tandem.messages.membership import NodeLoad
@@ -44,6 +48,8 @@ class StepLoop:
         self._stopping = threading.Event()
         self._came_round_at = time.monotonic()
         self._is_computing = False
+        self._unsent: list[NodeAction] = []  # of the last step
+        self._is_flush_due = False
         self._times = StepTimes()
         self._next_cache_at = 0.0
         self._load = core.load(0.0)
@@ -91,6 +97,7 @@ class StepLoop:
                 self._came_round_at = time.monotonic()
                 actions = self._take_events(0.0 if has_work else self._patience_s())
                 has_work = self._step(actions)
+            self._send([], time.monotonic())
         except BaseException as error:
             self._failed(error)
             raise
@@ -112,23 +119,18 @@ class StepLoop:
             actions += self._core.handle(event, time.monotonic())
         return actions
 
-    def _step(self, actions: list[NodeAction]) -> bool:
-        """Send what events asked for, then compute one step; False where there was none."""
+    def _step(self, replies: list[NodeAction]) -> bool:
+        """Compute one step, if there is one to compute, and send what events asked for."""
         now = time.monotonic()
         is_tick = now >= self._next_tick_at
-        if actions or is_tick:
-            actions += self._core.tick(now)
-        self._post(actions)
+        if replies or is_tick:
+            replies += self._core.tick_guests(now)
+            self._is_flush_due = True
         step = self._core.plan(now)
-        if step is not None:
-            self._is_computing = True
-            num_sending = self._core.num_sending
-            result = self._runner.run(step.batch)
-            self._is_computing = False
-            began, now = now, time.monotonic()
-            self._times.note(now - began)
-            self._post(self._core.computed(step, result, now) + self._core.tick(now))
-            self._await_handoffs(num_sending, min(HANDOFF_S, HANDOFF_SHARE * (now - began)))
+        if step is None:
+            self._send(replies, now)
+        else:
+            now = self._compute(step, replies, now)
         if is_tick:
             self._next_tick_at = now + TICK_S
             self._load = self._core.load(0.0)
@@ -139,6 +141,35 @@ class StepLoop:
             if change is not None:
                 self._post([change])
         return step is not None
+
+    def _compute(self, step: Step, replies: list[NodeAction], began: float) -> float:
+        """Run a step, and send meanwhile; the time after it. What it asks for is sent later."""
+        self._is_computing = True
+        num_sending = self._core.num_sending
+        pending = self._runner.launch(step.batch)
+        self._send(replies, began)
+        result = pending.result()
+        self._is_computing = False
+        now = time.monotonic()
+        self._times.note(now - began)
+        self._unsent += self._core.settle(step, result, now) + self._core.tick_guests(now)
+        self._is_flush_due = True
+        if self._core.num_sending > num_sending:
+            self._send([], now)
+            self._await_handoffs(num_sending, min(HANDOFF_S, HANDOFF_SHARE * (now - began)))
+        return now
+
+    def _send(self, replies: list[NodeAction], now: float) -> None:
+        """What the last step asked for and emitted, then replies.
+
+        Tokens and endings go first: a reply that says that a request is over must not overtake its
+        ending.
+        """
+        actions, self._unsent = self._unsent, []
+        if self._is_flush_due:
+            self._is_flush_due = False
+            actions += self._core.flush(now)
+        self._post(actions + replies)
 
     def _await_handoffs(self, num_before: int, patience_s: float) -> None:
         """Commit prompts whose last pages are written in a moment, before the next step begins.

@@ -10,7 +10,7 @@ import pytest
 from node.actions import CacheChanged, NodeAction
 from node.core import Admitted, CacheWanted, FromPeer
 from node.loop import StepLoop
-from node.runner import StepBatch, StepResult
+from node.runner import Deferred, StepBatch, StepResult
 from node.step_times import NUM_STEPS, StepTimes
 from tandem.frames import TokenIds
 from tandem.messages.common import SlaTargets
@@ -30,6 +30,9 @@ class Gate:
         self.has_begun.set()
         assert self.is_open.wait(10)
         return self._runner.run(batch)  # type: ignore[attr-defined, no-any-return]
+
+    def launch(self, batch: StepBatch) -> Deferred:
+        return Deferred(self.run, batch)
 
 
 def command(num_prompt: int) -> Decode:

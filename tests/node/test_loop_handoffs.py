@@ -9,7 +9,7 @@ import pytest
 
 from node.core import FromBulk
 from node.loop import HANDOFF_SHARE, StepLoop
-from node.runner import StepBatch, StepResult
+from node.runner import Deferred, StepBatch, StepResult
 
 STEP_S = 0.2
 
@@ -28,13 +28,16 @@ class SendingCore:
         self.num_sending, self.handled_at = 1, now
         return []
 
-    def tick(self, now: float) -> list:
+    def tick_guests(self, now: float) -> list:
+        return []
+
+    def flush(self, now: float) -> list:
         return []
 
     def plan(self, now: float) -> object | None:
         return SimpleNamespace(batch=StepBatch((), ())) if self.num_steps < 2 else None
 
-    def computed(self, step: object, result: object, now: float) -> list:
+    def settle(self, step: object, result: object, now: float) -> list:
         self.num_steps += 1
         self.num_sending = 2 if self.num_steps == 1 else 1
         return []
@@ -54,6 +57,9 @@ class SlowRunner:
         self.begins: list[float] = []
         self.ends: list[float] = []
         self.has_ended = [threading.Event(), threading.Event()]
+
+    def launch(self, batch: StepBatch) -> Deferred:
+        return Deferred(self.run, batch)
 
     def run(self, batch: StepBatch) -> StepResult:
         assert self.may_begin.wait(5)
