@@ -15,6 +15,8 @@ from engine.grammar import Grammars
 from engine.kv_pool import TORCH_DTYPES, AllocateBuffer, make_kv_pool
 from engine.memory import MemoryBudget, available_bytes, plan_memory
 from engine.parts import pair_cost
+from engine.resident_build import StepLimits, make_resident_runner, measure_step_bytes
+from engine.resident_runner import ResidentRunner
 from engine.runner import TorchRunner
 from engine.sampler import Sampler
 from engine.warm_up import StepSample, warm_up
@@ -58,6 +60,12 @@ class BuiltRunner:
     max_model_len: int
     budget: MemoryBudget
     step_samples: tuple[StepSample, ...]
+    resident: ResidentRunner | None = None
+
+    @property
+    def fastest(self) -> TorchRunner | ResidentRunner:
+        """What a node computes its steps with."""
+        return self.resident or self.runner
 
 
 def build_runner(
@@ -88,6 +96,12 @@ def build_runner(
         del weights
     with _phase(on_phase, "allocate KV pages"):
         layout = kv_layout(config, options.page_size, dtype)
+        limits = StepLimits(options.max_num_seqs, options.max_num_batched_tokens, max_model_len)
+        sample = Sampler(grammars).sample
+        is_resident = _is_resident(options, config)
+        step_bytes = 0
+        if is_resident:
+            step_bytes = measure_step_bytes(decoder, layout, sample, device, limits)
         budget = plan_memory(
             layout,
             weight_bytes,
@@ -95,16 +109,20 @@ def build_runner(
             options.memory_share,
             options.num_pages,
             max_model_len,
+            step_bytes,
         )
         pool = make_kv_pool(layout, budget.num_pages, device, allocate)
-    sampler = Sampler(grammars)
     num_threads = options.num_threads if device.type == "cpu" else 1
-    runner = TorchRunner(decoder, pool, sampler.sample, device, num_threads, pair_cost(config))
+    runner = TorchRunner(decoder, pool, sample, device, num_threads, pair_cost(config))
+    resident = None
+    if is_resident:
+        with _phase(on_phase, "capture steps"):
+            resident = make_resident_runner(runner, decoder, sample, device, limits)
     with _phase(on_phase, "warm up"):
         samples = warm_up(
-            runner, options.max_num_seqs, options.max_num_batched_tokens, max_model_len
+            resident or runner, options.max_num_seqs, options.max_num_batched_tokens, max_model_len
         )
-    return BuiltRunner(runner, config, ops.name, max_model_len, budget, samples)
+    return BuiltRunner(runner, config, ops.name, max_model_len, budget, samples, resident)
 
 
 def model_dtype(options: EngineOptions, config: ModelConfig) -> ModelDtype:
@@ -112,6 +130,12 @@ def model_dtype(options: EngineOptions, config: ModelConfig) -> ModelDtype:
     if options.dtype != "auto":
         return options.dtype
     return "float32" if options.device == "cpu" else config.dtype
+
+
+def _is_resident(options: EngineOptions, config: ModelConfig) -> bool:
+    """Invariant numerics need the plain runner's one kernel for all rows; labels draw nothing."""
+    is_fast = options.device.startswith("cuda") and options.numerics != "invariant"
+    return is_fast and config.num_labels == 0
 
 
 def _max_model_len(options: EngineOptions, config: ModelConfig) -> int:

@@ -61,7 +61,7 @@ def build_device(
             memory_share=config.memory_share,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_batched_tokens=config.num_step_tokens,
             num_threads=config.cpu_threads or int(os.environ.get("OMP_NUM_THREADS", "1")),
         ),
         allocate=allocate,
@@ -86,14 +86,16 @@ def build_device(
         eos_token_ids=eos_token_ids,
         prefix_key=read_prefix_key(config.keys),
     )
-    return Device(built.runner, identity, allocate is not None, _describe(built), grammars)
+    return Device(built.fastest, identity, allocate is not None, _describe(built), grammars)
 
 
 def _describe(built: BuiltRunner) -> str:
     """The memory budget: weights, pages, tokens that fit."""
     budget, layout = built.budget, built.runner.layout
+    steps = f"steps {budget.step_bytes / 2**20:.1f} MiB, " if budget.step_bytes else ""
+    pages_mib = budget.num_pages * layout.page_bytes / 2**20
     return (
-        f"memory: weights {budget.weight_bytes / 2**20:.1f} MiB, {budget.num_pages} KV pages of "
-        f"{layout.page_size} tokens ({budget.num_pages * layout.page_bytes / 2**20:.1f} MiB), "
+        f"memory: weights {budget.weight_bytes / 2**20:.1f} MiB, {steps}"
+        f"{budget.num_pages} KV pages of {layout.page_size} tokens ({pages_mib:.1f} MiB), "
         f"{budget.num_pages * layout.page_size} tokens fit; ops {built.ops_name}"
     )

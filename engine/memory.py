@@ -16,12 +16,16 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """What a node's memory goes to; `num_tokens` is what fits in the usable pages."""
+    """What a node's memory goes to; `num_tokens` is what fits in the usable pages.
+
+    step_bytes: what steps take beside weights and pages, as measured on a GPU; 0 where it was not.
+    """
 
     weight_bytes: int
     kv_bytes: int
     num_pages: int
     num_tokens: int
+    step_bytes: int = 0
 
 
 def available_bytes(device: torch.device) -> int:
@@ -54,19 +58,21 @@ def plan_memory(
     memory_share: float,
     num_pages: int | None,
     max_model_len: int,
+    step_bytes: int = 0,
 ) -> MemoryBudget:
-    """Pages from `num_pages`, else from `memory_share` of what is free after loading the weights.
+    """Pages from `num_pages`, else from `memory_share` of what weights and steps leave free.
 
     One page more than usable is counted: the scratch page. ValueError where the memory cannot hold
     the pages, or the pages not one sequence of `max_model_len` tokens.
     """
+    free_bytes -= step_bytes
     if num_pages is None:
         num_pages = int(free_bytes * memory_share) // layout.page_bytes - 1
     kv_bytes = (num_pages + 1) * layout.page_bytes
     if kv_bytes > free_bytes:
         raise ValueError(
-            f"{num_pages} KV pages need {kv_bytes >> 20} MiB, but {free_bytes >> 20} MiB are free: "
-            "lower --num-pages or free memory"
+            f"{num_pages} KV pages need {kv_bytes >> 20} MiB, but {free_bytes >> 20} MiB are free"
+            f"{_besides(step_bytes)}: lower --num-pages or free memory"
         )
     needed = layout.num_pages_for(max_model_len)
     if num_pages < needed:
@@ -80,4 +86,9 @@ def plan_memory(
         kv_bytes=kv_bytes,
         num_pages=num_pages,
         num_tokens=num_pages * layout.page_size,
+        step_bytes=step_bytes,
     )
+
+
+def _besides(step_bytes: int) -> str:
+    return f" beside the {step_bytes >> 20} MiB that steps take" if step_bytes else ""

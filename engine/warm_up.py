@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.resident_runner import ResidentRunner
 from engine.runner import TorchRunner
 from node.runner import ChunkQuestion, SampleRequest, SequenceStep, StepBatch
 from tandem.sampling import SamplingParams
 
 NUM_REPEATS = 2
+AnyRunner = TorchRunner | ResidentRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class StepSample:
 
 
 def warm_up(
-    runner: TorchRunner, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int
+    runner: AnyRunner, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int
 ) -> tuple[StepSample, ...]:
     """Time prefill chunks and decode batches of a few sizes, each after a first untimed run."""
     chunk = min(max_num_batched_tokens, max_model_len)
@@ -42,17 +44,17 @@ def warm_up(
     return tuple(samples)
 
 
-def _time_prefill(runner: TorchRunner, num_tokens: int) -> StepSample:
+def _time_prefill(runner: AnyRunner, num_tokens: int) -> StepSample:
     step = StepBatch((_prompt(runner, num_tokens, SamplingParams(temperature=0.0)),))
     return StepSample(num_tokens, 0, num_tokens, _seconds(runner, step))
 
 
-def _draw(runner: TorchRunner) -> None:
+def _draw(runner: AnyRunner) -> None:
     """Load the sampler's code: the first sampled request must not hold the others' tokens up."""
     runner.run(StepBatch((_prompt(runner, 1, SamplingParams(temperature=1.0, top_p=0.9)),)))
 
 
-def _prompt(runner: TorchRunner, num_tokens: int, params: SamplingParams) -> SequenceStep:
+def _prompt(runner: AnyRunner, num_tokens: int, params: SamplingParams) -> SequenceStep:
     """A prompt whose KV goes to the scratch page; it is classified where nothing can be drawn."""
     nothing = np.zeros(0, np.int32)
     table = np.full(runner.layout.num_pages_for(num_tokens), runner.pool.scratch_page, np.int32)
@@ -63,7 +65,7 @@ def _prompt(runner: TorchRunner, num_tokens: int, params: SamplingParams) -> Seq
     return SequenceStep(tokens, 0, table, request)
 
 
-def _seconds(runner: TorchRunner, step: StepBatch) -> float:
+def _seconds(runner: AnyRunner, step: StepBatch) -> float:
     """Best of a few timed runs after an untimed one."""
     runner.run(step)
     times = []

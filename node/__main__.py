@@ -152,7 +152,7 @@ def compose_core(config: NodeConfig, device: Device, swap: Swap | None) -> NodeC
     preemption = Preemption(
         state,
         swap,
-        PreemptionOptions(config.preemption, config.max_num_batched_tokens),
+        PreemptionOptions(config.preemption, config.num_step_tokens),
         start_local=start_local,
     )
     incoming = IncomingTransfers(state.pool, identity.layout, incarnation=identity.incarnation)
@@ -161,7 +161,7 @@ def compose_core(config: NodeConfig, device: Device, swap: Swap | None) -> NodeC
         state,
         OutgoingTransfers(identity.layout.page_size),
         make_prefill_policy(config.prefill_policy, split_options(config.prefill_option, "prefill")),
-        lookahead_tokens=4 * config.max_num_batched_tokens,
+        lookahead_tokens=4 * config.num_step_tokens,
         local=decode,
         services=services,
     )
@@ -172,7 +172,7 @@ def compose_core(config: NodeConfig, device: Device, swap: Swap | None) -> NodeC
         policy=make_batch_policy(config.batch_policy, split_options(config.batch_option)),
         limits=Limits(
             config.max_num_seqs,
-            config.max_num_batched_tokens,
+            config.num_step_tokens,
             RoleWeights(prefill=config.prefill_weight, decode=config.decode_weight),
         ),
         services=services,
@@ -340,7 +340,7 @@ def make_hello(config: NodeConfig, device: Device, address: str) -> NodeHello:
         layout=device.identity.layout,
         num_pages=device.runner.num_pages,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.num_step_tokens,
         device=config.device,
     )
     require_readable(hello, NAMES_ADVICE)

@@ -64,8 +64,12 @@ class NodeConfig:
     ] = None
     max_num_seqs: Annotated[int, Help("requests decoded in one step at most")] = 64
     max_num_batched_tokens: Annotated[
-        int, Help("tokens of one step at most; the size of a prefill chunk")
-    ] = 512
+        int | None,
+        Help(
+            "tokens of one step at most; the size of a prefill chunk; default: 512 on the CPU, "
+            "2048 on a GPU"
+        ),
+    ] = None
     reserve: Annotated[
         ReserveMode,
         Help(
@@ -133,10 +137,10 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""
-        if self.max_num_seqs < 1 or self.max_num_batched_tokens < self.max_num_seqs:
+        if self.max_num_seqs < 1 or self.num_step_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max-num-seqs {self.max_num_seqs} must be at least 1 and at most "
-                f"max-num-batched-tokens {self.max_num_batched_tokens}"
+                f"max-num-batched-tokens {self.num_step_tokens}"
             )
         if min(self.prefill_weight, self.decode_weight) < 0 or not (
             self.prefill_weight or self.decode_weight
@@ -158,3 +162,10 @@ class NodeConfig:
             raise ValueError(f"swap-bytes {self.swap_bytes} is negative; 0 turns swapping off")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory-share {self.memory_share} is not within (0, 1]; use 0.2")
+
+    @property
+    def num_step_tokens(self) -> int:
+        """Tokens of one step at most: fewer leave a GPU's products below their rate."""
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        return 2048 if self.device.startswith("cuda") else 512

@@ -9,6 +9,7 @@ import torch
 
 from engine.graphs import captured_sizes, draw_and_advance
 from engine.resident_batch import POSITION, TOKEN, Draw, ResidentBatch, RowStep
+from engine.resident_build import StepLimits, largest_step
 from engine.sampler import Sampler
 from node.runner import SampleRequest, SequenceStep, StepBatch
 from tandem.sampling import SamplingParams
@@ -129,3 +130,14 @@ def test_logits_that_are_no_numbers_fail_their_row_alone() -> None:
     draw_and_advance(rows, logits, with_noise=True)
     assert rows.results[:, 1].tolist() == [1, 0, 1]
     assert all(0 <= token < 5 for token in rows.results[:, 0].tolist())
+
+
+def test_the_largest_step_fills_every_row_and_token_within_the_scratch_page() -> None:
+    plain, _ = make_runners("invariant", 6)
+    step = largest_step(plain.layout, NUM_PAGES, StepLimits(6, 20, 48))
+    assert [len(s.token_ids) for s in step.sequences] == [1] * 6 + [14]
+    assert [s.start for s in step.sequences] == [47] * 6 + [0]
+    assert all(drawn is not None for drawn in plain.run(step).sampled)
+    assert not plain.pool.tensor[:NUM_PAGES].any()
+    rows_only = largest_step(plain.layout, NUM_PAGES, StepLimits(6, 6, 48))
+    assert rows_only.num_tokens == 6

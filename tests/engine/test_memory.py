@@ -20,6 +20,13 @@ def test_pages_from_a_share_leave_room_for_the_scratch_page() -> None:
     assert plan(100, 0.5, None, 160) == MemoryBudget(1000, 50 * PAGE, 49, 49 * 16)
 
 
+def test_what_steps_take_is_not_for_pages() -> None:
+    budget = plan_memory(LAYOUT, 1000, 100 * PAGE, 0.5, None, 160, 20 * PAGE)
+    assert (budget.num_pages, budget.step_bytes) == (39, 20 * PAGE)
+    with pytest.raises(ValueError, match=r"are free beside the .* that steps take: lower"):
+        plan_memory(LAYOUT, 1000, 100 * PAGE, 0.5, 90, 160, 20 * PAGE)
+
+
 def test_pages_by_number() -> None:
     assert plan(100, 0.1, 60, 160).num_pages == 60
 
