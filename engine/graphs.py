@@ -14,6 +14,7 @@ import torch
 from engine.decoder import Decoder
 from engine.resident_batch import CHOICE, INDEX, SEED, TEMPERATURE, ResidentBatch
 from engine.sampler_reference import draw_unfiltered_reference
+from kernels.gumbel_argmax import gumbel_argmax
 
 StaticStep = Callable[[], torch.Tensor]
 """Runs the step; its logits [rows, vocab], which the next run of any size may overwrite."""
@@ -49,7 +50,9 @@ def draw_and_advance(rows: ResidentBatch, logits: torch.Tensor, *, with_noise: b
     if with_noise:
         state = rows.state[: len(logits)]
         temperature = state[:, TEMPERATURE].view(torch.float64)
-        drawn = draw_unfiltered_reference(
+        # In torch the noise is some 250 kernels and ten times the logits in float64.
+        draw = gumbel_argmax if logits.is_cuda else draw_unfiltered_reference
+        drawn = draw(
             logits,
             torch.where(temperature > 0, temperature, 1.0),
             *(state[:, column] for column in (SEED, CHOICE, INDEX)),

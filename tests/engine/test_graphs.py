@@ -26,6 +26,7 @@ def test_sizes_end_with_the_largest_and_rise() -> None:
     assert captured_sizes(70)[-2:] == (64, 70)
 
 
+@pytest.mark.timeout(90)  # the first one compiles the CPU's kernels
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("bundle", ["plain", "invariant"])
 def test_any_course_of_steps_gives_the_plain_runners_tokens(bundle: str, seed: int) -> None:

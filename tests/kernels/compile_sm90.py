@@ -29,6 +29,7 @@ from kernels.argmax import argmax_rows
 from kernels.decode_attention import HALF_TUNING as DECODE_TUNING
 from kernels.decode_attention import decode_attention
 from kernels.decode_plan import plan_decode
+from kernels.gumbel_argmax import gumbel_argmax
 from kernels.page_digest import page_digests
 from kernels.pages import gather_pages, scatter_pages
 from kernels.prefill_attention import HALF_TUNING as PREFILL_TUNING
@@ -137,6 +138,7 @@ def row_calls(dtype: torch.dtype, hidden: int) -> Iterator[Callable[[], object]]
     yield lambda: page_digests(words, page_ids)
     yield lambda: argmax_rows(x)
     yield lambda: advance_batch(tokens, tokens, *[page_ids] * 4, tables, 16)
+    yield lambda: gumbel_argmax(x, tokens.double(), tokens, tokens, tokens)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

@@ -69,10 +69,13 @@ def test_row_kernels(compile_row):
         "argmax_blocks_kernel",
         "argmax_rows_kernel",
         "advance_kernel",
+        "gumbel_blocks_kernel",
+        "gumbel_rows_kernel",
     }
     assert_nothing_spills([kernel for group in kernels.values() for kernel in group])
-    for name in ("argmax_rows_kernel", "advance_kernel"):  # a few words in all
+    for name in ("argmax_rows_kernel", "advance_kernel", "gumbel_rows_kernel"):  # a few words
         del kernels[name]
+    del kernels["gumbel_blocks_kernel"]  # 150 operations a token: its loads are nothing beside them
     assert all(kernel["wide_accesses"] > 0 for group in kernels.values() for kernel in group)
 
 

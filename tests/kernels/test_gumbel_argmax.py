@@ -1,0 +1,47 @@
+"""The kernel's tokens, and the bits of its noise, are those of the sampler."""
+
+import pytest
+import torch
+
+from engine.noise import gumbel_reference
+from engine.sampler_reference import draw_unfiltered_reference
+from kernels.gumbel_argmax import gumbel_argmax
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keys(num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Seeds with high bits set, choices, indices."""
+    generator = torch.Generator().manual_seed(5)
+    seed = torch.randint(-(2**63), 2**63 - 1, (num_rows,), generator=generator)
+    rows = torch.arange(num_rows)
+    return seed.to(DEVICE), (rows % 3).to(DEVICE), (7 * rows).to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tokens_equal_the_reference(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(12, 2500, generator=generator).mul_(3).to(DEVICE, dtype)
+    temperature = torch.tensor([0.1, 0.5, 1.0, 2.0] * 3, dtype=torch.float64, device=DEVICE)
+    expected = draw_unfiltered_reference(logits, temperature, *keys(12))
+    assert torch.equal(gumbel_argmax(logits, temperature, *keys(12)), expected)
+    assert len(set(expected.tolist())) > 8
+
+
+def test_no_bit_of_the_noise_is_lost() -> None:
+    """Each token leads by its noise alone, or falls behind by one unit in the last place."""
+    seed, choice, index = keys(8)
+    noise = gumbel_reference(
+        *(column.unsqueeze(1) for column in (seed, choice, index)), torch.arange(40, device=DEVICE)
+    )
+    logits = (noise.amax(-1, keepdim=True) - noise).float()
+    ones = torch.ones(8, dtype=torch.float64, device=DEVICE)
+    expected = draw_unfiltered_reference(logits, ones, seed, choice, index)
+    assert torch.equal(gumbel_argmax(logits, ones, seed, choice, index), expected)
+
+
+def test_the_lowest_of_equals_wins_and_banned_tokens_never_do() -> None:
+    logits = torch.full((2, 3000), -torch.inf, device=DEVICE)
+    logits[:, [1500, 2900]] = 1.0
+    cold = torch.full((2,), 1e300, dtype=torch.float64, device=DEVICE)
+    assert set(gumbel_argmax(logits, cold, *keys(2)).tolist()) <= {1500, 2900}
