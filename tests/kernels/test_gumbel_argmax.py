@@ -31,9 +31,8 @@ def test_tokens_equal_the_reference(dtype: torch.dtype) -> None:
 def test_no_bit_of_the_noise_is_lost() -> None:
     """Each token leads by its noise alone, or falls behind by one unit in the last place."""
     seed, choice, index = keys(8)
-    noise = gumbel_reference(
-        *(column.unsqueeze(1) for column in (seed, choice, index)), torch.arange(40, device=DEVICE)
-    )
+    tokens = torch.arange(40, device=DEVICE)
+    noise = gumbel_reference(seed.unsqueeze(1), choice.unsqueeze(1), index.unsqueeze(1), tokens)
     logits = (noise.amax(-1, keepdim=True) - noise).float()
     ones = torch.ones(8, dtype=torch.float64, device=DEVICE)
     expected = draw_unfiltered_reference(logits, ones, seed, choice, index)
