@@ -1,5 +1,6 @@
 """`python -m gateway`: the gateway's composition root."""
 
+import gc
 import importlib
 import os
 import sys
@@ -78,7 +79,10 @@ def main() -> int:
     )
     Log(config, "gateway", config.name)
     try:
-        uvloop.run(run(config, load_model(config)))
+        model = load_model(config)
+        gc.collect()
+        gc.freeze()  # of 90,000 objects that stay: each full collection held every stream for 50 ms
+        uvloop.run(run(config, model))
     except ValueError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1

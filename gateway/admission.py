@@ -6,7 +6,6 @@ Cheap checks come before tokenising, the ones on token counts after it.
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
 from gateway.actions import NewRequest
 from tandem.frames import TokenIds
@@ -98,7 +97,7 @@ def _check_ids(field: str, ids: TokenIds, offer: Offer) -> None:
     """Every id is one of the model's. Raises Rejected."""
     if not len(ids):
         return
-    lowest, highest = int(np.min(ids.array)), int(np.max(ids.array))
+    lowest, highest = int(ids.array.min()), int(ids.array.max())
     if lowest < 0 or highest >= offer.vocab_size:
         wrong = lowest if lowest < 0 else highest
         raise Rejected(

@@ -11,17 +11,14 @@ class PoolView:
 
     def __init__(self) -> None:
         self._last: GatewayWelcome | None = None
+        self.sla_classes: tuple[str, ...] = ()  # those on offer
         self._heard_at: float | None = None
         self._complained_at: float | None = None
 
     def welcome(self, message: GatewayWelcome, now: float) -> None:
         """Take a welcome."""
         self._last, self._heard_at, self._complained_at = message, now, None
-
-    @property
-    def sla_classes(self) -> tuple[str, ...]:
-        """Names of the classes on offer; empty before the first welcome."""
-        return () if self._last is None else tuple(c.sla_class for c in self._last.sla_classes)
+        self.sla_classes = tuple(each.sla_class for each in message.sla_classes)
 
     @property
     def max_model_len(self) -> int | None:

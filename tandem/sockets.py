@@ -9,6 +9,7 @@ With keys every connection is encrypted and its peer known by name (CURVE, SECUR
 
 import asyncio
 import ipaddress
+import itertools
 import logging
 import socket
 import time
@@ -199,9 +200,9 @@ class Server(Generic[M]):
         """Identity, the peer whose rate it counts for, decoder, frames; None for who may not."""
         access = self._access
         if access is None:
-            identity, *frames = await self._next_frames(copy=True)
+            identity, *frames = await _next_frames(self._socket, self._arrived, copy=True)
             return identity, identity, self._decoder, frames
-        raw, *parts = await self._next_frames(copy=False)
+        raw, *parts = await _next_frames(self._socket, self._arrived, copy=False)
         if not parts:
             return None
         admitted = access.admit(raw.bytes, _user_id(parts[-1]))
@@ -209,14 +210,6 @@ class Server(Generic[M]):
             return None
         identity, owner = admitted
         return identity, owner, access.decoder(owner), [part.bytes for part in parts]
-
-    async def _next_frames(self, *, copy: bool) -> Any:  # noqa: ANN401  bytes, or frames
-        """What has arrived is taken directly: a future for each costs five times as much, and a
-        flood must be dropped faster than it comes."""
-        try:
-            return self._arrived.recv_multipart(zmq.NOBLOCK, copy=copy)
-        except zmq.Again:
-            return await self._socket.recv_multipart(copy=copy)
 
     def _decode(
         self, identity: bytes, decoder: Decoder[M], frames: list[bytes]
@@ -248,6 +241,17 @@ class Server(Generic[M]):
         if self._authenticator is not None:
             self._authenticator.close()
         self._socket.close(linger=0)
+
+
+async def _next_frames(
+    waiting: zmq.asyncio.Socket, arrived: "zmq.Socket[bytes]", *, copy: bool
+) -> Any:  # noqa: ANN401  bytes, or frames
+    """What has arrived is taken directly: a future for each costs five times as much, and a flood
+    must be dropped faster than it comes. Both are the same socket."""
+    try:
+        return arrived.recv_multipart(zmq.NOBLOCK, copy=copy)
+    except zmq.Again:
+        return await waiting.recv_multipart(copy=copy)
 
 
 def _user_id(frame: zmq.Frame) -> str:
@@ -282,6 +286,7 @@ class Link(Generic[M]):
             context, identity=identity, address=address, keys=keys, server=server
         )
         self._socket = self._connection.socket
+        self._arrived: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
 
     @property
     def trouble(self) -> str | None:
@@ -294,8 +299,10 @@ class Link(Generic[M]):
 
     async def messages(self) -> AsyncIterator[M]:
         """Messages as they arrive; malformed ones are counted and dropped."""
-        while True:
-            frames = await self._socket.recv_multipart()
+        for num_taken in itertools.count(1):
+            if num_taken % FLOOD == 0:
+                await asyncio.sleep(0)  # as for a `Server`
+            frames = await _next_frames(self._socket, self._arrived, copy=True)
             try:
                 message = self._decoder.decode(frames)
             except ProtocolError:

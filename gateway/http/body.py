@@ -3,11 +3,10 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from gateway.http.call import Call, CallLimits, call_of
 from gateway.http.errors import ApiError
@@ -45,21 +44,23 @@ async def _read(request: Request, call: Call) -> bytes:
         _too_large(limits)
     loop = asyncio.get_running_loop()
     started, body = loop.time(), bytearray()
-    chunks: AsyncIterator[bytes] = request.stream()
     while True:
         left_s = limits.body_grace_s + len(body) / limits.min_body_bytes_per_s
         try:
             async with asyncio.timeout_at(started + left_s):
-                chunk = await anext(chunks, None)
+                message = await request.receive()
         except TimeoutError:
             text = f"{len(body)} bytes of the body came in {left_s:.0f} s: send it faster"
             raise ApiError(408, text, headers=HANG_UP) from None
-        if chunk is None:
-            return bytes(body)
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
         body += chunk
         if len(body) > limits.max_body_bytes:
             _too_large(limits)
         call.take_room(len(chunk))
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 def _too_large(limits: CallLimits) -> NoReturn:

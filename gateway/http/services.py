@@ -22,7 +22,8 @@ class Stream(Protocol):
     """One request in the ledger: `Refused`, or `Accepted`, any number of `Output`, one `Done`."""
 
     async def next(self) -> FromLedger:
-        """The next word; not to be called after `Refused` or `Done`."""
+        """The next word; not to be called after `Refused` or `Done`. None is lost where the caller
+        is cancelled."""
 
     def divert(self, take: Take) -> None:
         """From now on, while a reader waits in `next`, tokens go to `take` first."""

@@ -23,7 +23,8 @@ class Choices(Protocol):
     """Answers 0, 1, ... of a call."""
 
     async def next(self) -> tuple[int, Word] | None:
-        """The next word of any; None when all are over. Raises ApiError where one failed."""
+        """The next word of any; None when all are over. None is lost where the caller is cancelled.
+        Raises ApiError where one failed."""
 
     def divert(self, take: Take) -> None:
         """Where there is one alone, its tokens may go to `take` first, as with `Stream`."""

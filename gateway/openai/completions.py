@@ -77,6 +77,8 @@ class Completions:
             check_prompt_ids(ids, offer)
             return ids
 
+        if len(prompts) == 1:
+            return [await encode(prompts[0])]
         return list(await asyncio.gather(*(encode(prompt) for prompt in prompts)))
 
     async def _shown(

@@ -1,6 +1,7 @@
 """From the ledger's words to what is written: events of a call's answers, and their frames."""
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -56,7 +57,6 @@ class Telling:
         self._readers = readers
         self._tally = tally
         self._early: deque[tuple[int, Word]] = deque()
-        self._asked: asyncio.Task[tuple[int, Word] | None] | None = None
         self._ending: tuple[int, Event] | None = None
         self._is_waiting = False
         self._failure: Exception | None = None
@@ -68,10 +68,9 @@ class Telling:
             return ending
         if self._early:
             return self._event(*self._early.popleft())
-        asked, self._asked = self._asked, None
         self._is_waiting = True
         try:
-            item = await (self._choices.next() if asked is None else asked)
+            item = await self._choices.next()
         finally:
             self._is_waiting = False
         if self._failure is not None:
@@ -115,25 +114,16 @@ class Telling:
         return index, piece
 
     async def settle(self, within_s: float) -> None:
-        """See `Told`."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + within_s
-        while not any(isinstance(word, Output | Done) for _, word in self._early):
-            self._asked = asyncio.create_task(self._next_word())
-            timeout = max(0.0, deadline - loop.time())
-            if not (await asyncio.wait({self._asked}, timeout=timeout))[0]:
-                return
-            item, self._asked = self._asked.result(), None
-            assert item is not None, "an answer has tokens, or an end"
-            self._early.append(item)
-
-    async def _next_word(self) -> tuple[int, Word] | None:
-        return await self._choices.next()
+        """See `Told`. A word that comes as the time runs out stays where it is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not any(isinstance(word, Output | Done) for _, word in self._early):
+                    item = await self._choices.next()
+                    assert item is not None, "an answer has tokens, or an end"
+                    self._early.append(item)
 
     def close(self) -> None:
         """See `Told`."""
-        if self._asked is not None and not self._asked.cancel() and not self._asked.cancelled():
-            self._asked.exception()  # nobody else will look at it
         self._choices.close()
 
 

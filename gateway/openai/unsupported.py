@@ -119,7 +119,8 @@ def refuse_unsupported(request: Unsupported) -> None:
     Values that turn a field off (null, false, 0, empty) are no request for it.
     """
     for name, advice in REFUSED.items():
-        if not _is_off(getattr(request, name)):
+        value = getattr(request, name)
+        if value is not None and not _is_off(value):
             raise ApiError(400, f"{name} is not supported: {advice}", param=name)
     if request.modalities not in (None, [], ["text"]):
         raise ApiError(400, f"modalities other than text: {_TEXT_ONLY}", param="modalities")
@@ -138,6 +139,7 @@ class IgnoredFields:
     def note(self, request: Unsupported) -> None:
         """A request came in."""
         for name in IGNORED:
-            if name not in self._known and not _is_off(getattr(request, name)):
+            value = getattr(request, name)
+            if value is not None and name not in self._known and not _is_off(value):
                 self._known.add(name)
                 logger.warning("callers send %s, which has no effect here (logged once)", name)

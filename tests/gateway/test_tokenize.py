@@ -9,7 +9,7 @@ from tokenizers import decoders
 
 from gateway.admission import Rejected
 from gateway.text import Detokenizer
-from gateway.tokenize import Tokenization
+from gateway.tokenize import SHORT_CHARS, Tokenization, _encode, _encode_plainly
 from tandem.frames import Blob, TokenIds
 from tandem.messages.client import ChatMessage, Submit
 
@@ -86,6 +86,7 @@ def test_special_tokens_have_no_text(tokenization, tokenizer) -> None:
 
 def test_many_prompts_at_once_do_not_disturb_each_other(tokenization, tokenizer) -> None:
     texts = [TEXT * (1 + i % 7) + str(i) for i in range(60)]
+    assert min(map(len, texts)) < SHORT_CHARS < max(map(len, texts)), "by both ways"
 
     async def run() -> list[TokenIds]:
         submits = [Submit(label="x", prompt=Blob(text.encode())) for text in texts]
@@ -129,3 +130,12 @@ def test_where_text_depends_on_neighbours_there_is_no_short_way(tokenizer, monke
     made = Tokenization(tokenizer, num_threads=1)
     assert made.whole is None
     made.close()
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_the_library_below_encodes_as_the_tokenizer_does(decoding, is_plain) -> None:
+    own = decoding._plain if is_plain else decoding._tokenizer
+    for text in (TEXT, "", "<|endoftext|>x<|endoftext|>", " a", "\x00\ufffd\u200b é"):
+        for special in (False, True):
+            found = _encode(own, text, add_special_tokens=special)
+            assert found == _encode_plainly(own, text, add_special_tokens=special)

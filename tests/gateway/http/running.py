@@ -17,6 +17,7 @@ from gateway.config import GatewayConfig
 from gateway.ledger import Identity, Ledger
 from gateway.served_model import ServedModel
 from gateway.server import serve
+from gateway.tokenize import SHORT_CHARS
 from tandem.messages.common import ModelIdentity
 from tandem.sampling import GenerationDefaults
 from tests.gateway.deployment import Cluster, running_cluster, until
@@ -106,6 +107,7 @@ class HttpGateway:
         """Start all threads and links, which then are no test's."""
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         body = COMPLETION | {"note": "x" * (300 << 10)}  # more than is decoded at once
+        body |= {"prompt": "x" * (SHORT_CHARS + 1)}  # more than is tokenised at once
         assert self.ask("POST", "/v1/completions", body, headers).status == 200
         self.until_idle()
 

@@ -141,10 +141,9 @@ class PlayedStream:
 
     async def next(self) -> FromLedger:
         await asyncio.sleep(0)
-        word = self.words.pop(0)
-        if isinstance(word, Output | Done):
+        if isinstance(self.words[0], Output | Done):
             await self.gate.wait()
-        return word
+        return self.words.pop(0)
 
     def cancel(self) -> None:
         self.is_cancelled = True
