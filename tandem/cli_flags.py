@@ -60,6 +60,11 @@ def add_up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--served-model-name", metavar="NAME", help="of gateway and nodes")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="of gateway and nodes")
     parser.add_argument("--config", metavar="FILE", help="TOML file for all processes")
+    for flag, choices in (
+        ("--log-level", ("info", "debug", "warning", "error")),
+        ("--log-format", ("text", "json")),
+    ):
+        parser.add_argument(flag, choices=choices, help=f"of all processes; default {choices[0]}")
     parser.add_argument(
         "--secure",
         action="store_true",

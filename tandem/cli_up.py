@@ -50,16 +50,20 @@ def make_cluster(args: argparse.Namespace, node_args: Sequence[str]) -> LocalClu
         *(["--served-model-name", args.served_model_name] if args.served_model_name else []),
         *(["--max-model-len", str(args.max_model_len)] if args.max_model_len else []),
     ]
-    config = ["--config", args.config] if args.config else []
+    everybodys = [
+        *(["--config", args.config] if args.config else []),
+        *(["--log-level", args.log_level] if args.log_level else []),
+        *(["--log-format", args.log_format] if args.log_format else []),
+    ]
     width = len("coordinator")
     return LocalCluster(
         model=args.model,
         num_prefill=args.prefill,
         num_decode=args.decode,
         num_gateways=args.num_gateways,
-        node_args=[*config, *shared, *node_args],
-        gateway_args=[*config, *shared, *args.gateway_args],
-        coordinator_args=[*config, *args.coordinator_args],
+        node_args=[*everybodys, *shared, *node_args],
+        gateway_args=[*everybodys, *shared, *args.gateway_args],
+        coordinator_args=[*everybodys, *args.coordinator_args],
         coordinator_port=choose_port(args.coordinator_port, COORDINATOR_PORT),
         gateway_port=choose_port(args.gateway_port, GATEWAY_PORT),
         http_port=choose_port(args.http_port, HTTP_PORT),
