@@ -151,14 +151,17 @@ class Gateway:
             receive=self._from_node,
             keys=keys,
         )
-        self._deeds = Deeds(
-            self._local, self._zmq_clients, self._nodes, self._coordinator, ended=self._note_end
-        )
+        self._deeds = self._make_deeds()
         self._evaluations = self._make_evaluations()
         self._observers = self._make_observers(sessions)
         self._tokenization.watch(self._observers.metrics.tokenised)
         self._site = None if config.http_port == NO_HTTP else self._make_site()
         self._ticked_at = time.monotonic()
+
+    def _make_deeds(self) -> Deeds:
+        return Deeds(
+            self._local, self._zmq_clients, self._nodes, self._coordinator, ended=self._note_end
+        )
 
     def _make_evaluations(self) -> Evaluations:
         return Evaluations(
