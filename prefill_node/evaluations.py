@@ -6,7 +6,7 @@ again is answered with what there is.
 """
 
 from bisect import insort
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -182,7 +182,7 @@ class EvaluationGuest:
             job.resident.is_begun = True
         step = job.resident.step(num_tokens, ())
         question = question_of(job.spec, step.start, step.start + num_tokens)
-        return replace(step, sample=None, question=question)
+        return msgspec.structs.replace(step, sample=None, question=question)
 
     def computed(
         self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float

@@ -1,8 +1,7 @@
 """A simulated node shows a policy what a real one shows it, and gets the same plans, to the end."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from loadgen.traces import Trace, TraceRequest
 from node.core import FromPeer
@@ -94,7 +93,9 @@ def run_simulated(policy: Recorder, monkeypatch) -> None:
 def comparable(view: NodeView) -> tuple[object, ...]:
     def plain(sequences: tuple[SequenceView, ...]) -> list[SequenceView]:
         return [
-            replace(s, prefix_id=None, last_token_at=None if s.last_token_at is None else 0.0)
+            structs.replace(
+                s, prefix_id=None, last_token_at=None if s.last_token_at is None else 0.0
+            )
             for s in sequences
         ]
 
