@@ -1,0 +1,270 @@
+"""Attention of few rows per sequence: each row against the pages as they lie in memory.
+
+Pages run outside and heads inside, because all heads of a page are one contiguous run, keys before
+values. While keys of a page are read its values are fetched, and while those are read the keys of
+the block after it.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.cpu.arrays import Array
+from kernels.cpu.attention_tiles import (
+    add_values_1_by_8,
+    add_values_1_by_64,
+    add_values_2_by_8,
+    add_values_2_by_64,
+    exp_and_sum,
+    scores_1_by_8,
+    scores_2_by_8,
+)
+from kernels.cpu.jit import compiled, inlined
+from kernels.cpu.simd import LANES, exp, narrow, widen
+from kernels.cpu.tiles import row_max
+
+
+class Shape(NamedTuple):
+    """Sizes of one call: a block is `pages` pages of `padded` slots each, page_size up to LANES."""
+
+    layer: int
+    num_layers: int
+    num_kv_heads: int
+    group: int
+    head_dim: int
+    page_size: int
+    padded: int
+    pages: int
+    window: int
+
+
+class Rows(NamedTuple):
+    """Few rows, all flat. Per KV head, row and head of the group: queries, sums [.., head_dim],
+    totals, maxima [..]; weights [row, head of the group, pages * padded] of the KV head at hand.
+    """
+
+    queries: Array
+    sums: Array
+    totals: Array
+    maxima: Array
+    weights: Array
+
+
+@compiled
+def rows_for(shape: Shape, num_rows: int, scale: Array) -> Rows:
+    """Space for `num_rows` rows, of the type of `scale`."""
+    num_states = num_rows * shape.num_kv_heads * shape.group
+    return Rows(
+        np.empty(num_states * shape.head_dim, scale.dtype),
+        np.empty(num_states * shape.head_dim, scale.dtype),
+        np.empty(num_states, scale.dtype),
+        np.empty(num_states, scale.dtype),
+        np.empty(num_rows * shape.group * shape.pages * shape.padded, scale.dtype),
+    )
+
+
+@compiled
+def attend_rows(
+    shape: Shape,
+    rows: Rows,
+    q: Array,
+    pool: Array,
+    table: Array,
+    next_page_id: int,
+    row: int,
+    count: int,
+    position: int,
+    scale: float,
+    out: Array,
+) -> None:
+    """Rows `row` to `row + count` of q, the first at `position`, to the same rows of out.
+
+    `next_page_id` is the page that the next call begins with, to be fetched ahead.
+    """
+    _load_rows(shape, rows, q, row, count, scale)
+    first = max(0, position - shape.window + 1) // shape.page_size
+    last = (position + count - 1) // shape.page_size
+    head_size = shape.page_size * shape.head_dim
+    to_values = shape.num_kv_heads * head_size
+    for begin in range(first // shape.pages * shape.pages, last + 1, shape.pages):
+        low, high = max(first, begin), min(last + 1, begin + shape.pages)
+        for h in range(shape.num_kv_heads):
+            if high - low < shape.pages:
+                rows.weights[:] = -math.inf
+            for page in range(low, high):
+                at = _keys_at(shape, table[page], h)
+                _score_page(shape, rows, pool, at, at + to_values, h, page, page - begin, position, count)
+            _update_softmax(shape, rows, h, count)
+            for page in range(low, high):
+                at = _keys_at(shape, table[page], h)
+                ahead_at = at + head_size
+                if h + 1 == shape.num_kv_heads:
+                    ahead = page + shape.pages
+                    ahead_at = _keys_at(shape, table[ahead] if ahead <= last else next_page_id, 0)
+                _add_page(
+                    shape, rows, pool, at + to_values, ahead_at, h, page, page - begin, position, count
+                )
+    _store_rows(shape, rows, row, count, out)
+
+
+@inlined
+def _keys_at(shape: Shape, page_id: int, h: int) -> int:
+    """Where the keys of a page and KV head begin in the pool."""
+    row = (page_id * shape.num_layers + shape.layer) * 2 * shape.num_kv_heads + h
+    return row * shape.page_size * shape.head_dim
+
+
+@compiled
+def _load_rows(shape: Shape, rows: Rows, q: Array, row: int, count: int, scale: float) -> None:
+    """Scaled queries of `count` rows, and an empty softmax for each."""
+    dim = shape.head_dim
+    states = count * shape.num_kv_heads * shape.group
+    rows.maxima[:states] = -math.inf
+    rows.totals[:states] = 0.0
+    rows.sums[: states * dim] = 0.0
+    for h in range(shape.num_kv_heads):
+        for r in range(count):
+            for g in range(shape.group):
+                state = ((h * count + r) * shape.group + g) * dim
+                source = q[row + r, h * shape.group + g]
+                target = rows.queries[state : state + dim]
+                for d in range(dim):
+                    target[d] = widen(source[d]) * scale
+
+
+@compiled
+def _store_rows(shape: Shape, rows: Rows, row: int, count: int, out: Array) -> None:
+    dim = shape.head_dim
+    for h in range(shape.num_kv_heads):
+        for r in range(count):
+            for g in range(shape.group):
+                state = (h * count + r) * shape.group + g
+                total = rows.totals[state]
+                source = rows.sums[state * dim : (state + 1) * dim]
+                target = out[row + r, h * shape.group + g]
+                for d in range(dim):
+                    target[d] = narrow(source[d] / total, out)
+
+
+@inlined
+def keys_seen(shape: Shape, page: int, position: int) -> tuple[int, int]:
+    """Slots of a page (from, until) that a row at `position` sees; empty if until <= from."""
+    first_key = page * shape.page_size
+    low = min(shape.page_size, max(0, position - shape.window + 1 - first_key))
+    return low, max(0, min(shape.page_size, position + 1 - first_key))
+
+
+@compiled
+def _score_page(
+    shape: Shape,
+    rows: Rows,
+    pool: Array,
+    key_at: int,
+    ahead_at: int,
+    h: int,
+    page: int,
+    p: int,
+    position: int,
+    count: int,
+) -> None:
+    """Weights of page p of a block: products with the keys that a row sees, -inf elsewhere."""
+    dim, group, size = shape.head_dim, shape.group, shape.pages * shape.padded
+    for r in range(count):
+        low, high = keys_seen(shape, page, position + r)
+        query_at = (h * count + r) * group * dim
+        weight_at = r * group * size + p * shape.padded
+        for j in range(low // LANES * LANES, high, LANES):
+            at, num_keys = key_at + j * dim, shape.page_size - j
+            g = 0
+            while g + 2 <= group:
+                scores_2_by_8(
+                    rows.queries, query_at + g * dim, pool, at, num_keys, dim,
+                    rows.weights, weight_at + g * size + j, size, ahead_at + j * dim,
+                )  # fmt: skip
+                g += 2
+            if g < group:
+                scores_1_by_8(
+                    rows.queries, query_at + g * dim, pool, at, num_keys, dim,
+                    rows.weights, weight_at + g * size + j, size, ahead_at + j * dim,
+                )  # fmt: skip
+        if low > 0 or high < shape.padded:
+            for g in range(group):
+                weights = rows.weights[weight_at + g * size : weight_at + g * size + shape.padded]
+                weights[: min(low, high)] = -math.inf
+                weights[high:] = -math.inf
+
+
+@compiled
+def _update_softmax(shape: Shape, rows: Rows, h: int, count: int) -> None:
+    """Scores of a block to weights, and the running maximum, total and sums that go with them."""
+    size, dim = shape.pages * shape.padded, shape.head_dim
+    for i in range(count * shape.group):
+        state = h * count * shape.group + i
+        before = rows.maxima[state]
+        now = max(before, row_max(rows.weights, i * size, size))
+        if now == -math.inf:  # the window of a later row may begin behind this block
+            continue
+        added = exp_and_sum(rows.weights, i * size, size, now)
+        if now == before:
+            rows.totals[state] += added
+        else:
+            factor = exp(before - now)
+            rows.maxima[state] = now
+            rows.totals[state] = rows.totals[state] * factor + added
+            sums = rows.sums[state * dim : (state + 1) * dim]
+            for d in range(dim):
+                sums[d] *= factor
+
+
+@compiled
+def _add_page(
+    shape: Shape,
+    rows: Rows,
+    pool: Array,
+    value_at: int,
+    ahead_at: int,
+    h: int,
+    page: int,
+    p: int,
+    position: int,
+    count: int,
+) -> None:
+    """sums += weights @ values of page p of a block."""
+    dim, group, size = shape.head_dim, shape.group, shape.pages * shape.padded
+    weights, sums = rows.weights, rows.sums
+    for r in range(count):
+        low, high = keys_seen(shape, page, position + r)
+        if low >= high:
+            continue
+        at, depth = value_at + low * dim, high - low
+        for g in range(0, group, 2):
+            x_at = (r * group + g) * size + p * shape.padded + low
+            out_at = ((h * count + r) * group + g) * dim
+            d = 0
+            if g + 2 <= group:
+                while d + 64 <= dim:
+                    add_values_2_by_64(
+                        weights, x_at, size, pool, at + d, dim, sums, out_at + d, dim, depth,
+                        ahead_at + d,
+                    )  # fmt: skip
+                    d += 64
+                while d < dim:
+                    add_values_2_by_8(
+                        weights, x_at, size, pool, at + d, dim, sums, out_at + d, dim, depth,
+                        ahead_at + d,
+                    )  # fmt: skip
+                    d += LANES
+            else:
+                while d + 64 <= dim:
+                    add_values_1_by_64(
+                        weights, x_at, size, pool, at + d, dim, sums, out_at + d, dim, depth,
+                        ahead_at + d,
+                    )  # fmt: skip
+                    d += 64
+                while d < dim:
+                    add_values_1_by_8(
+                        weights, x_at, size, pool, at + d, dim, sums, out_at + d, dim, depth,
+                        ahead_at + d,
+                    )  # fmt: skip
+                    d += LANES
