@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from kernels.cpu.arrays import WIDE, Array, array_of
+from kernels.cpu.attention_blocks import attend_block, block_for
 from kernels.cpu.attention_rows import Shape, attend_rows, rows_for
 from kernels.cpu.jit import compiled
 from kernels.cpu.simd import LANES
 
-BLOCK_ROWS = 16
+BLOCK_ROWS = 64
+FEW_PAIRS = 16  # below so many rows times heads of a group, tiles do not pay
 BLOCK_KEYS = 64
 NO_WINDOW = 1 << 30
 
@@ -71,13 +73,20 @@ def paged_attention_rows(
     )
     num_sequences = len(query_starts) - 1
     flat = pool.reshape(-1)
-    rows = rows_for(shape, BLOCK_ROWS, scale)
+    few = max(1, (FEW_PAIRS - 1) // group)
+    longest = 0
+    for s in range(num_sequences):
+        longest = max(longest, query_starts[s + 1] - query_starts[s])
+    rows = rows_for(shape, min(few, longest), scale)
+    block = block_for(shape, min(BLOCK_ROWS, longest) if longest > few else 0, scale)
     for s in range(num_sequences):
         end = query_starts[s + 1]
+        next_page_id = block_tables[s + 1, 0] if s + 1 < num_sequences else 0
         for row in range(query_starts[s], end, BLOCK_ROWS):
-            count = min(BLOCK_ROWS, end - row)
-            next_page_id = block_tables[s + 1, 0] if s + 1 < num_sequences else 0
-            attend_rows(
-                shape, rows, q, flat, block_tables[s], next_page_id, row, count, positions[row],
-                scale[0], out,
-            )  # fmt: skip
+            count, table, position = min(BLOCK_ROWS, end - row), block_tables[s], positions[row]
+            if count > few:
+                attend_block(shape, block, q, flat, table, row, count, position, scale[0], out)
+            else:
+                attend_rows(
+                    shape, rows, q, flat, table, next_page_id, row, count, position, scale[0], out
+                )

@@ -91,25 +91,43 @@ def attend_rows(
         low, high = max(first, begin), min(last + 1, begin + shape.pages)
         for h in range(shape.num_kv_heads):
             if high - low < shape.pages:
-                rows.weights[:] = -math.inf
+                fill(rows.weights, 0, len(rows.weights), -math.inf)
             for page in range(low, high):
-                at = _keys_at(shape, table[page], h)
-                _score_page(shape, rows, pool, at, at + to_values, h, page, page - begin, position, count)
+                at = keys_at(shape, table[page], h)
+                _score_page(
+                    shape, rows, pool, at, at + to_values, h, page, page - begin, position, count
+                )
             _update_softmax(shape, rows, h, count)
             for page in range(low, high):
-                at = _keys_at(shape, table[page], h)
+                at = keys_at(shape, table[page], h)
                 ahead_at = at + head_size
                 if h + 1 == shape.num_kv_heads:
                     ahead = page + shape.pages
-                    ahead_at = _keys_at(shape, table[ahead] if ahead <= last else next_page_id, 0)
+                    ahead_at = keys_at(shape, table[ahead] if ahead <= last else next_page_id, 0)
                 _add_page(
-                    shape, rows, pool, at + to_values, ahead_at, h, page, page - begin, position, count
+                    shape,
+                    rows,
+                    pool,
+                    at + to_values,
+                    ahead_at,
+                    h,
+                    page,
+                    page - begin,
+                    position,
+                    count,
                 )
     _store_rows(shape, rows, row, count, out)
 
 
 @inlined
-def _keys_at(shape: Shape, page_id: int, h: int) -> int:
+def fill(x: Array, begin: int, end: int, value: float) -> None:
+    """x[begin:end] = value; numba takes seconds to compile that."""
+    for i in range(begin, end):
+        x[i] = value
+
+
+@inlined
+def keys_at(shape: Shape, page_id: int, h: int) -> int:
     """Where the keys of a page and KV head begin in the pool."""
     row = (page_id * shape.num_layers + shape.layer) * 2 * shape.num_kv_heads + h
     return row * shape.page_size * shape.head_dim
@@ -120,9 +138,9 @@ def _load_rows(shape: Shape, rows: Rows, q: Array, row: int, count: int, scale: 
     """Scaled queries of `count` rows, and an empty softmax for each."""
     dim = shape.head_dim
     states = count * shape.num_kv_heads * shape.group
-    rows.maxima[:states] = -math.inf
-    rows.totals[:states] = 0.0
-    rows.sums[: states * dim] = 0.0
+    fill(rows.maxima, 0, states, -math.inf)
+    fill(rows.totals, 0, states, 0.0)
+    fill(rows.sums, 0, states * dim, 0.0)
     for h in range(shape.num_kv_heads):
         for r in range(count):
             for g in range(shape.group):
@@ -190,9 +208,9 @@ def _score_page(
                 )  # fmt: skip
         if low > 0 or high < shape.padded:
             for g in range(group):
-                weights = rows.weights[weight_at + g * size : weight_at + g * size + shape.padded]
-                weights[: min(low, high)] = -math.inf
-                weights[high:] = -math.inf
+                at = weight_at + g * size
+                fill(rows.weights, at, at + min(low, high), -math.inf)
+                fill(rows.weights, at + high, at + shape.padded, -math.inf)
 
 
 @compiled

@@ -7,6 +7,8 @@ other, so that registers run over keys and rows share what is loaded. Sums of we
 one chain over keys. Neither order depends on the machine's vector length.
 """
 
+import math
+
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
@@ -183,8 +185,8 @@ def score_tile(
         num_rows, num_vectors, lanes = PASS
         zero = _constant(element(x), lanes, 0.0)
 
-        def lane_chain(lane: int, row: int, column: int) -> list[Value]:
-            base = builder.mul(I64(lane), args[5])
+        def lane_chain(lane: Value, row: int, column: int) -> list[Value]:
+            base = builder.mul(lane, args[5])
             x_lane = builder.gep(x_first, [builder.mul(base, I64(TILE_ROWS))])
             y_lane = builder.gep(y_first, [builder.mul(base, args[4])])
 
@@ -206,21 +208,32 @@ def score_tile(
 
             return loop(builder, args[5], 1, [zero] * (num_rows * num_vectors), step)
 
+        # -0.0 + x is x. Loops keep the code small: unrolled, it takes four times as long to compile.
+        nothing = [_constant(element(x), lanes, -0.0)] * (num_rows * num_vectors)
+
+        def add(a: list[Value], b: list[Value]) -> list[Value]:
+            return [builder.fadd(x, y) for x, y in zip(a, b, strict=True)]
+
+        def tree(row: int, column: int) -> list[Value]:
+            def half(i: Value, total: list[Value]) -> list[Value]:
+                def quarter(j: Value, part: list[Value]) -> list[Value]:
+                    lane = builder.mul(builder.add(builder.mul(i, I64(2)), j), I64(2))
+                    first = lane_chain(lane, row, column)
+                    second = lane_chain(builder.add(lane, I64(1)), row, column)
+                    return add(part, add(first, second))
+
+                return add(total, loop(builder, I64(2), 1, nothing, quarter))
+
+            return loop(builder, I64(2), 1, nothing, half)
+
         for row in range(0, TILE_ROWS, num_rows):
             for column in range(0, TILE_COLUMNS, num_vectors * lanes):
-                waiting: list[tuple[int, list[Value]]] = []
-                for lane in range(LANES):
-                    size, sums = 1, lane_chain(lane, row, column)
-                    while waiting and waiting[-1][0] == size:
-                        _, before = waiting.pop()
-                        sums = [builder.fadd(a, b) for a, b in zip(before, sums, strict=True)]
-                        size *= 2
-                    waiting.append((size, sums))
+                scores = tree(row, column)
                 for r in range(num_rows):
                     out_row = builder.gep(out_first, [builder.mul(args[8], I64(row + r))])
                     for v in range(num_vectors):
                         pointer = builder.gep(out_row, [I64(column + v * lanes)])
-                        _store(builder, waiting[0][1][r * num_vectors + v], pointer)
+                        _store(builder, scores[r * num_vectors + v], pointer)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -307,6 +320,7 @@ def _value_tile(num_rows: int, num_columns: int, passes: tuple[int, int, int]) -
 
 WIDE = 64 // PASS[2]
 add_values_8_by_32 = _value_tile(TILE_ROWS, TILE_COLUMNS, PASS)
+add_values_1_by_32 = _value_tile(1, TILE_COLUMNS, (1, TILE_COLUMNS // PASS[2], PASS[2]))
 add_values_1_by_64 = _value_tile(1, 64, (1, WIDE, PASS[2]))
 add_values_2_by_64 = _value_tile(2, 64, (2, WIDE, PASS[2]))
 add_values_1_by_8 = _value_tile(1, LANES, (1, 1, LANES))
@@ -384,9 +398,7 @@ scores_2_by_8 = _key_tile(2)
 
 
 @intrinsic
-def exp_and_sum(
-    typing_context: Context, x: Type, x_at: Type, count: Type, shift: Type
-) -> Codegen:
+def exp_and_sum(typing_context: Context, x: Type, x_at: Type, count: Type, shift: Type) -> Codegen:
     """x[i] = e^(x[i] - shift) in place for `count` numbers, a positive multiple of 8; their sum."""
     signature = x.dtype(x, types.intp, types.intp, x.dtype)
 
@@ -402,5 +414,76 @@ def exp_and_sum(
 
         (lanes,) = loop(builder, args[2], LANES, [constant(shifts.type, 0.0)], step)
         return fold(builder, lanes, builder.fadd)
+
+    return signature, codegen
+
+
+@intrinsic
+def softmax_tile(
+    typing_context: Context,
+    x: Type,
+    x_at: Type,
+    x_stride: Type,
+    count: Type,
+    maxima: Type,
+    totals: Type,
+    state_at: Type,
+    factors: Type,
+) -> Codegen:
+    """Scores of 8 rows to weights, in place, with their running maxima and totals.
+
+    count, a positive multiple of 8, is that of a row's scores; the factors [8] bring earlier sums
+    to the new maxima. Returns whether one of them is not 1. Every row has the bits of `row_max`,
+    `exp_and_sum` and `exp`; where it has seen no key yet, weights and factor are 0.
+    """
+    integer = types.intp
+    signature = types.boolean(x, *(integer,) * 3, maxima, totals, integer, factors)
+
+    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
+        first = at(context, builder, x, args[0], args[1])
+        rows = [builder.gep(first, [builder.mul(args[2], I64(r))]) for r in range(LANES)]
+        max_at = at(context, builder, maxima, args[4], args[6])
+        total_at = at(context, builder, totals, args[5], args[6])
+        lowest = constant(vector(element(x)), -math.inf)
+        zero = constant(vector(element(x)), 0.0)
+
+        def larger(a: Value, b: Value) -> Value:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def find_maxima(i: Value, values: list[Value]) -> list[Value]:
+            parts = [load_lanes(builder, builder.gep(row, [i])) for row in rows]
+            return [larger(value, part) for value, part in zip(values, parts, strict=True)]
+
+        columns = _transposed(builder, loop(builder, args[3], LANES, [lowest] * LANES, find_maxima))
+        while len(columns) > 1:
+            columns = [larger(*columns[i : i + 2]) for i in range(0, len(columns), 2)]
+        before = load_lanes(builder, max_at)
+        now = larger(before, columns[0])
+        store_lanes(builder, now, max_at)
+        shift = builder.select(builder.fcmp_ordered("==", now, lowest), zero, now)
+        shifts = []
+        for r in range(LANES):
+            lanes = ir.Constant(_vector(I32, LANES), [r] * LANES)
+            shifts.append(builder.shuffle_vector(shift, shift, lanes))
+
+        def weigh(i: Value, sums: list[Value]) -> list[Value]:
+            results = []
+            for row, row_shift, total in zip(rows, shifts, sums, strict=True):
+                pointer = builder.gep(row, [i])
+                score = load_lanes(builder, pointer)
+                weight = exp_of(builder, builder.fsub(score, row_shift))
+                store_lanes(builder, weight, pointer)
+                results.append(builder.fadd(total, weight))
+            return results
+
+        added = add_lanes(builder, loop(builder, args[3], LANES, [zero] * LANES, weigh))
+        factor = exp_of(builder, builder.fsub(before, shift))
+        store_lanes(builder, factor, at(context, builder, factors, args[7], I64(0)))
+        total = builder.fadd(builder.fmul(load_lanes(builder, total_at), factor), added)
+        store_lanes(builder, total, total_at)
+        changed = builder.fcmp_unordered("!=", now, before)
+        return builder.icmp_unsigned(
+            "!=", builder.bitcast(changed, ir.IntType(8)), ir.IntType(8)(0)
+        )
 
     return signature, codegen
