@@ -1,14 +1,13 @@
 """`kernels/prefill_attention.py` on the CPU, for prefill chunks and decode rows alike.
 
 Online softmax over blocks of 64 keys (or a page, if larger) whose borders are absolute positions.
-For a row and a block: scores by `dot`, their maximum, exponentials, their sum and the weighted
-values, in an order that neither other rows nor the chunk's borders change, so that a decode step
-has the bits of the same row inside a prefill chunk. Keys run outside and rows inside: a page, one
-contiguous run, is read from memory once per block of rows. Slots that a row may not see are never
-read into a sum, so what they hold (even NaN) has no effect.
+For a row and a block: scores, their maximum, exponentials, their sum and the weighted values, in an
+order that neither other rows nor the chunk's borders change. There are two ways, to the same bits:
+`attention_rows` for decode steps, bound by memory, and `attention_blocks` for chunks, bound by
+arithmetic. Slots that a row may not see are never read into a sum, so what they hold (even NaN) has
+no effect. Calls share nothing, so threads may run them at once.
 """
 
-import numpy as np
 import torch
 
 from kernels.cpu.arrays import WIDE, Array, array_of

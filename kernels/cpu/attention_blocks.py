@@ -11,15 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.cpu.arrays import Array
+from kernels.cpu.attention_block_tiles import score_tile, softmax_tile, transpose_8
 from kernels.cpu.attention_rows import Shape, fill, keys_at
 from kernels.cpu.attention_tiles import (
     TILE_COLUMNS,
     TILE_ROWS,
     add_values_1_by_32,
     add_values_8_by_32,
-    score_tile,
-    softmax_tile,
-    transpose_8,
 )
 from kernels.cpu.jit import compiled, inlined
 from kernels.cpu.simd import LANES, narrow, widen

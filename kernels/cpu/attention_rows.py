@@ -1,8 +1,9 @@
 """Attention of few rows per sequence: each row against the pages as they lie in memory.
 
-Pages run outside and heads inside, because all heads of a page are one contiguous run, keys before
-values. While keys of a page are read its values are fetched, and while those are read the keys of
-the block after it.
+A KV head's pages of a block are read in turn, keys before values. While keys of a page are read its
+values are fetched into the second cache, and while those are read the keys of the next head: four
+runs of a page and head (4 KiB each at D = 64 in float32) ahead. Reading nothing but in this order
+reaches 25 GB/s on one Zen 4 core, without fetching ahead 21, page by page with all heads 20.
 """
 
 import math
@@ -16,13 +17,12 @@ from kernels.cpu.attention_tiles import (
     add_values_1_by_64,
     add_values_2_by_8,
     add_values_2_by_64,
-    exp_and_sum,
     scores_1_by_8,
     scores_2_by_8,
 )
 from kernels.cpu.jit import compiled, inlined
 from kernels.cpu.simd import LANES, exp, narrow, widen
-from kernels.cpu.tiles import row_max
+from kernels.cpu.tiles import exp_and_sum, row_max
 
 
 class Shape(NamedTuple):
