@@ -95,8 +95,12 @@ def measure_decode(shape: LlamaShape, dtype: torch.dtype, size: Size) -> Result:
         words = torch.randn(layers, layer_bytes // 4)
         contiguous = torch.randn(2, batch, kv_heads, context, dim).to(dtype)
 
-        def ours(layer: int, pool: torch.Tensor = pool, tables: torch.Tensor = tables,
-                 positions: torch.Tensor = positions) -> Call:
+        def ours(
+            layer: int,
+            pool: torch.Tensor = pool,
+            tables: torch.Tensor = tables,
+            positions: torch.Tensor = positions,
+        ) -> Call:
             return lambda: paged_attention(q, pool, layer, tables, starts, positions, SCALE)
 
         calls: dict[str, list[Call]] = {
@@ -129,8 +133,13 @@ def measure_prefill(shape: LlamaShape, dtype: torch.dtype, size: Size) -> Result
         turned = q.transpose(0, 1).unsqueeze(0).contiguous()
         kv = torch.randn(2, 1, kv_heads, end, dim).to(dtype)
 
-        def ours(q: torch.Tensor = q, pool: torch.Tensor = pool, table: torch.Tensor = table,
-                 starts: torch.Tensor = starts, positions: torch.Tensor = positions) -> object:
+        def ours(
+            q: torch.Tensor = q,
+            pool: torch.Tensor = pool,
+            table: torch.Tensor = table,
+            starts: torch.Tensor = starts,
+            positions: torch.Tensor = positions,
+        ) -> object:
             return paged_attention(q, pool, 0, table, starts, positions, SCALE)
 
         calls: dict[str, list[Call]] = {

@@ -49,7 +49,7 @@ def run(options: Options) -> Report:
     size = QUICK if options.quick else FULL
     torch.manual_seed(options.seed)
     tables, figures = [], {}
-    with _one_thread():
+    with one_thread():
         for shape in size.shapes:
             for dtype in (torch.float32, torch.bfloat16):
                 key = f"{shape.name} {str(dtype).removeprefix('torch.')}"
@@ -134,7 +134,7 @@ def _endless(calls: list[Call]) -> Iterator[Call]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
