@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks.handoff import exposed, stream
+from benchmarks.handoff import copying, exposed, stream
 from benchmarks.options import Options
 from benchmarks.report import Report
 
@@ -21,6 +21,7 @@ def run_all(options: Options) -> Report:
 
 PARTS: dict[str, Callable[[Options], Report]] = {
     ALL: run_all,
+    "copying": copying.run,
     "exposed": exposed.run,
     "stream": stream.run,
 }

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.handoff.exposed import checkpoint
+from benchmarks.handoff.cases import checkpoint
 from benchmarks.interference.cores import here, memory_load, pin
 from benchmarks.interference.streams import Streams, Windows
 from benchmarks.options import Options

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.handoff import exposed
+from benchmarks.handoff.cases import FULL
 from benchmarks.handoff.catalogue import ALL, PARTS
+from benchmarks.handoff.copying import CopyCosts, copy_costs
 from benchmarks.handoff.stream import Near, far_side
 from benchmarks.handoff.wire import Size
 from benchmarks.interference.cores import here, memory_load
@@ -49,10 +51,17 @@ def test_a_hand_off_is_the_sum_of_its_parts() -> None:
         exposed.Handoff(ttft_s=2.0, parts_s=(0.004, 0.001, 0.003, 0.012), num_bytes=64),
         exposed.Handoff(ttft_s=4.0, parts_s=(0.006, 0.001, 0.003, 0.030), num_bytes=64),
     ]
-    row = exposed.summarise("m", 1024, handoffs)
+    row = exposed.summarise("m", 1024, handoffs, CopyCosts(0.0, 0.5, 0.0))
+    assert (row["copies_ms"], row["copies_share"]) == (32_000, 16)
     assert (row["ttft_ms"], row["exposed_ms"], row["share"]) == (2000, 20, 0.01)
     assert row["parts_ms"] == {"copy": 4, "commit": 1, "verify": 3, "admit": 12}
     assert row["worst_share"] == 0.01
+
+
+def test_costs_of_copies_are_told_per_byte() -> None:
+    costs = copy_costs(FULL[0].page_bytes, pool_bytes=4 << 20)
+    assert 0 < costs.copy < 1e-7 and 0 < costs.verification < 1e-7
+    assert FULL[0].token_bytes == 2 * 8 * 5 * 64 * 4
 
 
 def test_gaps_belong_to_the_window_that_both_tokens_came_in() -> None:
