@@ -385,6 +385,11 @@ class DecodeGuest:
         return is_over or any(key[0] == request_id for key in self._entries)
 
     @property
+    def num_verifying(self) -> int:
+        """Committed hand-offs whose checksums are being compared."""
+        return sum(phase is ArrivalPhase.VERIFYING for phase in self._transfers.live().values())
+
+    @property
     def num_preempted(self) -> int:
         """Preemptions since the start."""
         return self._preemption.num_preempted

@@ -381,6 +381,11 @@ class NodeCore:
         return self._prefill.num_sending
 
     @property
+    def num_verifying(self) -> int:
+        """Prompts that other nodes committed and whose checksums are being compared."""
+        return self._decode.num_verifying
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is left of any request."""
         emitter = self._state.emitter

@@ -129,5 +129,9 @@ class DecodeRole(Guest, Protocol):
         """Nothing could run: make that something can; False where there is nothing to be done."""
 
     @property
+    def num_verifying(self) -> int:
+        """Hand-offs that are committed and whose checksums are being compared."""
+
+    @property
     def num_preempted(self) -> int:
         """Preemptions since the start."""

@@ -51,6 +51,8 @@ class StepLoop:
         self._unsent: list[NodeAction] = []  # of the last step
         self._is_flush_due = False
         self._times = StepTimes()
+        self._handoff_patience_s = 0.0  # a share of the last step
+        self._num_verifying = 0  # hand-offs that earlier steps did not wait for
         self._next_cache_at = 0.0
         self._load = core.load(0.0)
         self._is_idle = True
@@ -126,6 +128,12 @@ class StepLoop:
         if replies or is_tick:
             replies += self._core.tick_guests(now)
             self._is_flush_due = True
+        if self._core.num_verifying > self._num_verifying:
+            self._send(replies, now)
+            replies = []
+            self._await(lambda: self._core.num_verifying <= self._num_verifying)
+            now = time.monotonic()
+        self._num_verifying = self._core.num_verifying
         step = self._core.plan(now)
         if step is None:
             self._send(replies, now)
@@ -154,9 +162,10 @@ class StepLoop:
         self._times.note(now - began)
         self._unsent += self._core.settle(step, result, now) + self._core.tick_guests(now)
         self._is_flush_due = True
+        self._handoff_patience_s = min(HANDOFF_S, HANDOFF_SHARE * (now - began))
         if self._core.num_sending > num_sending:
             self._send([], now)
-            self._await_handoffs(num_sending, min(HANDOFF_S, HANDOFF_SHARE * (now - began)))
+            self._await(lambda: self._core.num_sending <= num_sending)
         return now
 
     def _send(self, replies: list[NodeAction], now: float) -> None:
@@ -171,14 +180,18 @@ class StepLoop:
             actions += self._core.flush(now)
         self._post(actions + replies)
 
-    def _await_handoffs(self, num_before: int, patience_s: float) -> None:
-        """Commit prompts whose last pages are written in a moment, before the next step begins.
+    def _await(self, is_done: Callable[[], bool]) -> None:
+        """Handle events until `is_done`, but no longer than a share of the last step.
 
-        They would wait for all of it: measured, that was five sixths of a hand-off's time.
+        After a step: commit prompts whose last pages are written in a moment. They would wait for
+        all of the next step: measured, that was five sixths of a hand-off's time. Before a step:
+        let prompts in whose checksums are being compared, which takes a fraction of it.
         """
-        ends_at = time.monotonic() + patience_s
-        while self._core.num_sending > num_before:
+        ends_at = time.monotonic() + self._handoff_patience_s
+        while not is_done():
             left_s = ends_at - time.monotonic()
             if left_s <= 0:
                 return
-            self._post(self._take_events(left_s))
+            replies = self._take_events(left_s)
+            self._is_flush_due = True
+            self._send(replies, time.monotonic())

@@ -20,6 +20,7 @@ class SendingCore:
     def __init__(self) -> None:
         self.wake_at: float | None = None
         self.num_sending = 1  # another prompt's pages, stuck for long: nobody waits for those
+        self.num_verifying = 0
         self.num_steps = 0
         self.is_idle = True
         self.handled_at: float | None = None
@@ -100,3 +101,58 @@ def test_pages_that_stay_away_put_the_next_step_off_by_a_share_of_a_step_only(lo
     assert looping.core.handled_at is None
     (_, begin), (end, _) = looping.runner.begins, looping.runner.ends
     assert begin - end < STEP_S * HANDOFF_SHARE + 0.5
+
+
+class VerifyingCore(SendingCore):
+    """A Commit comes during the first step; after it, the outcome of the verification."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_sending = 0
+        self.num_verifying = 1  # one that an earlier step did not wait for
+        self.joined_at: float | None = None
+
+    def handle(self, event: object, now: float) -> list:
+        self.num_verifying += 1 if event == "commit" else -1
+        if event == "verified":
+            self.joined_at = now
+        return [event]
+
+    def settle(self, step: object, result: object, now: float) -> list:
+        self.num_steps += 1
+        return []
+
+
+def run_with_commit(monkeypatch: pytest.MonkeyPatch, *, is_verified: bool) -> SimpleNamespace:
+    """Two steps; the bulk thread answers, or does not, once the Commit was handled."""
+    core, runner = VerifyingCore(), SlowRunner()
+
+    def post(actions: list) -> None:
+        if "commit" in actions and is_verified:
+            loop.offer("verified")
+
+    loop = StepLoop(core, runner, post=post, failed=lambda error: None)
+    loop.start()
+    try:
+        runner.may_begin.set()
+        while not runner.begins:
+            time.sleep(0.001)
+        loop.offer("commit")
+        assert runner.has_ended[1].wait(5)
+    finally:
+        loop.stop()
+    return SimpleNamespace(core=core, runner=runner)
+
+
+def test_a_prompt_that_is_verified_in_a_moment_joins_the_next_step(monkeypatch) -> None:
+    monkeypatch.setattr("node.loop.HANDOFF_S", 5.0)
+    monkeypatch.setattr("node.loop.HANDOFF_SHARE", 25.0)
+    ran = run_with_commit(monkeypatch, is_verified=True)
+    assert ran.core.joined_at is not None
+    assert ran.runner.ends[0] <= ran.core.joined_at <= ran.runner.begins[1]
+
+
+def test_a_long_verification_puts_the_next_step_off_by_a_share_of_a_step_only(monkeypatch) -> None:
+    ran = run_with_commit(monkeypatch, is_verified=False)
+    assert ran.core.joined_at is None
+    assert ran.runner.begins[1] - ran.runner.ends[0] < STEP_S * HANDOFF_SHARE + 0.5
