@@ -58,8 +58,8 @@ def run(options: Options) -> Report:
         with checkpoint(case.shape) as model:
             for transport in TRANSPORTS:
                 rows += asyncio.run(_measure(case, model, transport, costs, options.seed))
-    header = ("model, transport", "prompt", "MB", "TTFT ms", "exposed ms", "of TTFT", *PARTS)
-    header += ("all copies ms", "of TTFT")
+    measured = ("MB", "TTFT ms", "exposed ms", "of TTFT", *PARTS)
+    header = ("model, transport", "prompt", *measured, "all copies ms", "of TTFT")
     table = Table("exposed time of a hand-off, medians", header, [_cells(row) for row in rows])
     notes = (
         "exposed: end of the prompt's last step to the request's admission into a decode step",
