@@ -16,7 +16,7 @@ class CountingCore:
 
     def __init__(self) -> None:
         self.wake_at: float | None = None
-        self.num_sending = 0
+        self.num_sending = self.num_verifying = 0
         self.num_wanted = 0
         self.num_steps = 0
         self.is_idle = True
