@@ -18,6 +18,7 @@ from torch.nn import functional
 from engine.ops import Linear, MakeLinear, plain_linear
 from kernels.cpu.arrays import SUPPORTED
 from kernels.cpu.host import HAS_BF16_MATRICES
+from kernels.cpu.huge_pages import HugePages
 from kernels.cpu.matmul import PackedWeight, matmul, pack_weight
 
 # Rows that a packed oneDNN weight is laid out for. It is no candidate for `invariant`: in float32
@@ -84,9 +85,14 @@ class PanelLinear:
         return matmul(x, self.packed)
 
 
-def panel_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PanelLinear:
-    """Pack the weight."""
-    return PanelLinear(pack_weight(weight, bias))
+class PanelLinears:
+    """A `MakeLinear` of `PanelLinear`, whose weights lie together in large pages."""
+
+    def __init__(self) -> None:
+        self._memory = HugePages()
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PanelLinear:
+        return PanelLinear(pack_weight(weight, bias, self._memory))
 
 
 def onednn_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -121,10 +127,10 @@ def padded_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Lin
 
 def cpu_linears(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> MakeLinear:
     """The products for a dtype under the numerics asked for."""
-    ours: tuple[Candidate, ...] = (("panels", panel_linear),) if dtype in SUPPORTED else ()
+    ours: tuple[Candidate, ...] = (("panels", PanelLinears()),) if dtype in SUPPORTED else ()
     if numerics == "fast":
         has_better = dtype == torch.bfloat16 and HAS_BF16_MATRICES and has_onednn(dtype)
-        return panel_linear if ours and not has_better else onednn_linear
+        return PanelLinears() if ours and not has_better else onednn_linear
     return InvariantLinears((*ours, ("padded", padded_linear)))
 
 

@@ -19,6 +19,7 @@ import torch
 
 from kernels.cpu.arrays import WIDE, Array, array_of
 from kernels.cpu.host import HAS_BF16_DOT, VECTOR_BYTES
+from kernels.cpu.huge_pages import HugePages
 from kernels.cpu.jit import compiled
 from kernels.cpu.products import (
     BLOCK,
@@ -48,9 +49,13 @@ class PackedWeight:
 
 
 def pack_weight(
-    weight: torch.Tensor, bias: torch.Tensor | None = None, *, pairs: bool = HAS_BF16_DOT
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    memory: HugePages | None = None,
+    *,
+    pairs: bool = HAS_BF16_DOT,
 ) -> PackedWeight:
-    """Lay out weight [N, K] for `matmul`; the panels are a copy.
+    """Lay out weight [N, K] for `matmul`; the panels are a copy, in `memory` or on their own.
 
     pairs: multiply bfloat16 in pairs, if K is even, which gives the same bits faster; only where
     the host can.
@@ -66,8 +71,10 @@ def pack_weight(
         addends[:num_outputs] = bias
     if weight.dtype == torch.bfloat16:
         padded = _in_pairs(padded, pairs and depth % 2 == 0)
-    panels = padded.view(num_panels, panel, -1).transpose(1, 2).contiguous()
-    return PackedWeight(array_of(panels), array_of(addends), num_outputs, depth, weight.dtype)
+    source = array_of(padded.view(num_panels, panel, -1).transpose(1, 2))
+    panels = (memory or HugePages()).empty(source.shape, source.dtype)
+    panels[...] = source
+    return PackedWeight(panels, array_of(addends), num_outputs, depth, weight.dtype)
 
 
 def _in_pairs(weight: torch.Tensor, as_words: bool) -> torch.Tensor:

@@ -5,10 +5,10 @@ import torch
 
 from engine.linear import (
     InvariantLinears,
+    PanelLinears,
     cpu_linears,
     onednn_linear,
     padded_linear,
-    panel_linear,
     rows_are_invariant,
 )
 from engine.ops import Linear, plain_linear
@@ -31,7 +31,7 @@ def place_dependent(weight: torch.Tensor, bias: torch.Tensor | None = None) -> L
 def test_the_check_sees_batches_and_places() -> None:
     torch.manual_seed(0)
     weight = torch.randn(48, 64)
-    assert rows_are_invariant(panel_linear(weight), 64, torch.float32, CPU)
+    assert rows_are_invariant(PanelLinears()(weight), 64, torch.float32, CPU)
     assert rows_are_invariant(padded_linear(weight), 64, torch.float32, CPU)
     assert not rows_are_invariant(batch_dependent(weight), 64, torch.float32, CPU)
     assert not rows_are_invariant(place_dependent(weight), 64, torch.float32, CPU)

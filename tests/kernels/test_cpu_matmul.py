@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 
 from kernels.cpu.arrays import WIDE
 from kernels.cpu.host import HAS_BF16_DOT
+from kernels.cpu.huge_pages import ALIGNMENT, CHUNK_BYTES, HugePages
 from kernels.cpu.matmul import PackedWeight, matmul, pack_weight
 from kernels.cpu.products import TILE_ROWS
 from kernels.cpu.simd import call_math
@@ -133,6 +134,19 @@ def test_threads_do_not_meet() -> None:
         thread.join()
     for i in range(2):
         assert all(torch.equal(out, alone[i]) for out in together[i])
+
+
+def test_weights_share_memory_but_no_byte() -> None:
+    torch.manual_seed(3)
+    memory, weights = HugePages(), [torch.randn(40, 63 + i) for i in range(4)]
+    large = memory.empty((CHUNK_BYTES + 1,), np.dtype(np.uint8))
+    packed = [pack_weight(weight, None, memory) for weight in weights]
+    assert len(large) == CHUNK_BYTES + 1
+    for weight, each in zip(weights, packed, strict=True):
+        assert each.panels.ctypes.data % ALIGNMENT == 0
+        assert np.array_equal(each.panels, pack_weight(weight).panels)
+    firsts = [each.panels.ctypes.data for each in packed]
+    assert max(firsts) - min(firsts) < 1 << 20
 
 
 def test_no_rows_give_no_rows() -> None:
