@@ -3,7 +3,7 @@
 On the CPU `invariant` numerics take, for every weight shape, the first product that passes
 `rows_are_invariant` at start: our packed panels (`kernels/cpu/matmul.py`, invariant by construction
 and the same on every machine), or torch's product over blocks of a fixed number of rows. `fast`
-numerics take the same panels, which lose to oneDNN by 5 % at most where both use the same
+numerics take the same panels, which lose to oneDNN by 2 % at most where both use the same
 instructions (docs/decisions/0024-products-on-avx512.md), and prepacked oneDNN where only it has a
 way: matrix instructions for bfloat16, and other dtypes.
 """
