@@ -137,7 +137,8 @@ def row_calls(dtype: torch.dtype, hidden: int) -> Iterator[Callable[[], object]]
     yield lambda: scatter_pages(part, pool, page_ids, (1, 2), (1, 2))
     yield lambda: page_digests(words, page_ids)
     yield lambda: argmax_rows(x)
-    yield lambda: advance_batch(tokens, tokens, *[page_ids] * 4, tables, 16)
+    vectors = (page_ids, page_ids, page_ids, page_ids)
+    yield lambda: advance_batch(tokens, tokens, *vectors, tables, 16)
     yield lambda: gumbel_argmax(x, tokens.double(), tokens, tokens, tokens)
 
 

@@ -50,8 +50,10 @@ def test_advance(num_rows, device):
     tables = torch.randint(0, 1000, (num_rows, columns), generator=generator)
     tables = tables.to(device, torch.int32)
     for _ in range(2):
-        advance_batch_reference(next_tokens, *expected, tables, page_size)
-        advance_batch(next_tokens, *own, tables, page_size)
+        for advance, rows in ((advance_batch_reference, expected), (advance_batch, own)):
+            token_ids, own_positions, own_lengths, page_ids, offsets = rows
+            vectors = (own_positions, own_lengths, page_ids, offsets)
+            advance(next_tokens, token_ids, *vectors, tables, page_size)
         assert all(torch.equal(x, y) for x, y in zip(own, expected, strict=True))
         own[1].clamp_(max=page_size * columns - 2)
         expected[1].clamp_(max=page_size * columns - 2)
@@ -59,6 +61,6 @@ def test_advance(num_rows, device):
 
 def test_no_rows(device):
     none = torch.empty(0, dtype=torch.int64, device=device)
-    integers = [none.int() for _ in range(4)]
+    integers = (none.int(), none.int(), none.int(), none.int())
     assert argmax_rows(torch.empty(0, 8, device=device)).shape == (0,)
     advance_batch(none, none, *integers, torch.empty(0, 2, dtype=torch.int32, device=device), 16)

@@ -58,8 +58,8 @@ def test_fresh_keys_beside_pages(page_size, dtype, window, make_cache, assert_sa
     own = torch.arange(len(chunks)).repeat_interleave(torch.tensor([new for _, new in chunks]))
     key, value = qkv.view(-1, 8, 32)[:, 4:].split(2, dim=1)
     pages = cache.block_tables.cpu()[own, positions // page_size].to(device)
-    arguments = (q, cache.pool, 1, cache.block_tables, starts.to(device))
-    arguments += (positions.to(device, torch.int32), 0.2)
+    metadata = (starts.to(device), positions.to(device, torch.int32))
+    arguments = (q, cache.pool, 1, cache.block_tables, *metadata, 0.2)
     cache.pool[pages.long(), 1, :, :, positions % page_size] = float("nan")  # never read
     out = prefill_attention(*arguments, window=window, fresh=(key, value))
     kv = torch.stack((key, value), dim=1)
