@@ -128,7 +128,12 @@ def test_nothing_is_diverted_after_the_end() -> None:
         stream = LocalStream(lambda request_id: None)
         reader = asyncio.create_task(stream.next())
         await asyncio.sleep(0)
-        stream.divert(lambda word: taken.append(word) is None)
+
+        def take(word: Output) -> bool:
+            taken.append(word)
+            return True
+
+        stream.divert(take)
         stream.tell(output(0))
         stream.cancel()
         stream.tell(output(1))
