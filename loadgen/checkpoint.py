@@ -1,14 +1,22 @@
-"""A random-weight Llama checkpoint of any size, for benchmarks where only the shapes matter."""
+"""Random-weight Llama checkpoints of any size, for benchmarks where only the shapes matter."""
 
+import dataclasses
 import json
-import shutil
+import math
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import save_file
+from numpy.typing import NDArray
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+from loadgen.vocabulary import write_tokenizer
+
+Dtype = Literal["float32", "bfloat16"]
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+CODES: dict[Dtype, str] = {"float32": "F32", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +31,113 @@ class Shape:
     vocab_size: int = 4096
     max_position_embeddings: int = 2048
 
+    def __post_init__(self) -> None:
+        if min(dataclasses.astuple(self)) < 1:
+            raise ValueError(f"every size must be at least 1: {self}")
+        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"hidden size {self.hidden_size} must be a multiple of {self.num_heads} heads, and "
+                f"these of {self.num_kv_heads} KV heads"
+            )
+        if self.hidden_size // self.num_heads % 2:
+            raise ValueError(f"{self.hidden_size // self.num_heads} values per head: RoPE takes 2")
 
-def write_checkpoint(folder: Path, shape: Shape, tokenizer_folder: Path, *, seed: int = 0) -> None:
-    """Write a Hugging Face folder with float32 weights and another model's tokenizer."""
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the checkpoint, by its Hugging Face name."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        kv = self.num_kv_heads * (hidden // self.num_heads)
+        sizes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, hidden),
+            "model.norm.weight": (hidden,),
+            "lm_head.weight": (self.vocab_size, hidden),
+        }
+        for layer in range(self.num_layers):
+            prefix = f"model.layers.{layer}."
+            sizes |= {
+                prefix + "input_layernorm.weight": (hidden,),
+                prefix + "post_attention_layernorm.weight": (hidden,),
+                prefix + "self_attn.q_proj.weight": (hidden, hidden),
+                prefix + "self_attn.k_proj.weight": (kv, hidden),
+                prefix + "self_attn.v_proj.weight": (kv, hidden),
+                prefix + "self_attn.o_proj.weight": (hidden, hidden),
+                prefix + "mlp.gate_proj.weight": (inner, hidden),
+                prefix + "mlp.up_proj.weight": (inner, hidden),
+                prefix + "mlp.down_proj.weight": (hidden, inner),
+            }
+        return sizes
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all tensors."""
+        return sum(math.prod(size) for size in self.weight_shapes().values())
+
+
+# The first two are those of `scripts/bench cpu_peers`; the others have the shapes of Llama 3.
+PRESETS: dict[str, Shape] = {
+    "35m": Shape(512, 8, 8, 4, 1408, 8192),
+    "300m": Shape(1024, 20, 16, 8, 2816, 32_000),
+    "1b": Shape(2048, 16, 32, 8, 8192, 128_256, 8192),
+    "8b": Shape(4096, 32, 32, 8, 14_336, 128_256, 8192),
+}
+
+
+def write_checkpoint(
+    folder: Path,
+    shape: Shape,
+    tokenizer_folder: Path,
+    *,
+    seed: int = 0,
+    dtype: Dtype = "float32",
+    on_tensor: Callable[[int], object] = lambda num_parameters: None,
+) -> None:
+    """Write a Hugging Face folder with another model's tokenizer, grown to the vocabulary.
+
+    The same seed draws the same float32 weights, rounded to `dtype`. Memory holds one tensor at a
+    time; `on_tensor` is told the number of parameters of each as it is written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_config(shape), indent=1))
+    (folder / "config.json").write_text(json.dumps(_config(shape, dtype), indent=1))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
-    for name in TOKENIZER_FILES:
-        shutil.copy(tokenizer_folder / name, folder / name)
+    write_tokenizer(
+        tokenizer_folder, folder, shape.vocab_size, max_length=shape.max_position_embeddings
+    )
     rng = np.random.default_rng(seed)
-    weights = {
-        name: np.ones(size, np.float32)
-        if len(size) == 1
-        else rng.standard_normal(size, np.float32) * np.float32(size[1] ** -0.5)
-        for name, size in _shapes(shape).items()
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sizes = shape.weight_shapes()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(_header(sizes, dtype))
+        for size in sizes.values():
+            values = (
+                np.ones(size, np.float32)
+                if len(size) == 1
+                else rng.standard_normal(size, np.float32) * np.float32(size[1] ** -0.5)
+            )
+            file.write(values.data if dtype == "float32" else as_bfloat16(values).data)
+            on_tensor(values.size)
 
 
-def _config(shape: Shape) -> dict[str, object]:
+def _header(sizes: dict[str, tuple[int, ...]], dtype: Dtype) -> bytes:
+    """Of a safetensors file: its length in 8 bytes, then JSON padded to a multiple of 8.
+
+    By hand because the library's writer wants all tensors at once, and its numpy one no bfloat16.
+    """
+    document: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, size in sizes.items():
+        end = offset + math.prod(size) * ITEM_BYTES[dtype]
+        document[name] = {"dtype": CODES[dtype], "shape": size, "data_offsets": (offset, end)}
+        offset = end
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def as_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of finite float32 values rounded to bfloat16, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _config(shape: Shape, dtype: Dtype) -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -56,31 +152,7 @@ def _config(shape: Shape) -> dict[str, object]:
         "rope_theta": 10000.0,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-
-
-def _shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    head = hidden // shape.num_heads
-    sizes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (shape.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (shape.vocab_size, hidden),
-    }
-    for layer in range(shape.num_layers):
-        prefix = f"model.layers.{layer}."
-        sizes |= {
-            prefix + "input_layernorm.weight": (hidden,),
-            prefix + "post_attention_layernorm.weight": (hidden,),
-            prefix + "self_attn.q_proj.weight": (hidden, hidden),
-            prefix + "self_attn.k_proj.weight": (shape.num_kv_heads * head, hidden),
-            prefix + "self_attn.v_proj.weight": (shape.num_kv_heads * head, hidden),
-            prefix + "self_attn.o_proj.weight": (hidden, hidden),
-            prefix + "mlp.gate_proj.weight": (inner, hidden),
-            prefix + "mlp.up_proj.weight": (inner, hidden),
-            prefix + "mlp.down_proj.weight": (hidden, inner),
-        }
-    return sizes
