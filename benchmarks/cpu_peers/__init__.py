@@ -1,0 +1,1 @@
+"""Tandem beside other engines on this CPU: the same checkpoint, prompts and lengths, in one run."""
