@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 PANELS = (
-    ("tokens_per_s", "output tokens/s, 32 requests at once"),
+    ("tokens_per_s", "output tokens/s of the batch"),
     ("tpot_ms", "ms per token, one stream"),
-    ("ttft_ms", "ms to the first token, 1,024-token prompt"),
+    ("ttft_ms", "ms to the first token, long prompt"),
 )
 OURS, THEIRS, LIMIT = "#1f5fa8", "#9aa5b1", "#c0392b"
 
@@ -24,7 +24,8 @@ def plot(path: Path, cells: list[dict[str, Any]]) -> str:
         done = {name: each for name, each in cell["engines"].items() if "tpot_ms" in each}
         for (key, title), axes in zip(PANELS, row, strict=True):
             _bars(axes, key, done, cell["roofline"][key])
-            axes.set_title(f"{cell['model']} {cell['dtype']}: {title}", fontsize=9)
+            axes.set_title(title, fontsize=9)
+        row[0].set_ylabel(f"{cell['model']}, {cell['dtype']}")
     figure.savefig(path, dpi=120)
     return f"plot: {path}"
 
