@@ -21,6 +21,7 @@ from benchmarks.decode_step.requests import (
 from benchmarks.decode_step.stages import MODEL, PAGE_SIZE, SAMPLE, TimedModel, llama
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, say
+from engine.decoder import kv_layout
 from engine.runner import TorchRunner
 from node.core import NodeCore
 from tandem.model_config import ModelDtype
@@ -54,7 +55,7 @@ def run(options: Options) -> Report:
                     measured.append(
                         {"model": name, "dtype": dtype, "rows": num_rows, **_figures(step, calls_s)}
                     )
-            layout = model.layout
+    layout = kv_layout(MODELS["35M"], PAGE_SIZE, DTYPES[0])
     host = [host_times(layout, n, 20 if options.quick else 300) for n in HOST_ROWS]
     return Report(
         [_times_table(measured), _stage_table(measured), _host_table(host)],
