@@ -24,4 +24,12 @@ class Note:
     kind: EventKind = "member"
 
 
-Action = Send | Note
+@dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """A gateway refused so many requests of a class (None: the default) by itself."""
+
+    sla_class: str | None
+    num_requests: int
+
+
+Action = Send | Note | TurnedAway

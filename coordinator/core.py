@@ -25,6 +25,7 @@ from coordinator.reports import (
     node_status,
 )
 from coordinator.roles import order_weights, tell_node
+from coordinator.shedding import newly_turned_away
 from coordinator.welcoming import gateway_welcome
 from scheduling.batch.options import split_options
 from scheduling.routing.catalogue import ROLE, make_policy
@@ -239,7 +240,8 @@ class Coordinator:
 
     def _gateway_hello(self, peer: bytes, hello: GatewayHello, now: float) -> list[Action]:
         known = self.members.gateways.get(hello.gateway_id)
-        newer = 0 if known is None else known.hello.incarnation
+        before = None if known is None else known.hello
+        newer = 0 if before is None else before.incarnation
         if self.members.is_late(hello.gateway_id, hello.incarnation, newer):
             return [self._late(hello.gateway_id)]
         try:
@@ -252,9 +254,11 @@ class Coordinator:
         gateway = self.members.gateways[hello.gateway_id]
         welcome = Send(peer, gateway_welcome(self.members, self.sla, gateway, now))
         answers: list[Action] = [welcome, *(Send(peer, each) for each in self._lost(hello, now))]
-        if not is_new:
-            return answers
-        return [*answers, Note(f"gateway {hello.gateway_id} joined")]
+        if is_new or before is None:  # what it turned away earlier was counted then, or by nobody
+            return [*answers, Note(f"gateway {hello.gateway_id} joined")]
+        turned_away = newly_turned_away(before, hello)
+        self.admission.num_shed += sum(each.num_requests for each in turned_away)
+        return [*answers, *turned_away]
 
     def _lost(self, hello: GatewayHello, now: float) -> list[NodeDown]:
         """The gateway's nodes that are none here: they died while there was no coordinator.

@@ -102,6 +102,11 @@ class CoordinatorMetrics:
         """A question for nodes was answered no."""
         self._tally.add(m.PLACEMENTS_REFUSED, (answer.code,))
 
+    def turned_away(self, name: str, num_requests: int) -> None:
+        """A gateway refused requests of a class by itself."""
+        known = name if name in self._sla.classes else m.OTHER
+        self._tally.add(m.SLO_REQUESTS, (known, "shed"), num_requests)
+
     def event(self, kind: str) -> None:
         """A line of the event log: decision, member, order, request or error."""
         self._tally.add(m.EVENTS, (kind,))

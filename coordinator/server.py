@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import zmq.asyncio
 
-from coordinator.actions import Action, Note, Send
+from coordinator.actions import Action, Note, Send, TurnedAway
 from coordinator.config import CoordinatorConfig
 from coordinator.core import Coordinator, FromPeer
 from coordinator.dashboard.shell import Dashboard
@@ -133,3 +133,5 @@ def execute(server: Server[FromPeer], actions: Iterable[Action]) -> None:
                     logger.error("cannot answer %r: %s", peer, error)
             case Note(text):
                 logger.info("%s", text)
+            case TurnedAway():
+                pass  # for the dashboard and metrics

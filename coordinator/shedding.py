@@ -3,6 +3,9 @@
 from collections import deque
 from dataclasses import dataclass
 
+from coordinator.actions import TurnedAway
+from tandem.messages.placement import GatewayHello
+
 WINDOW_S = 10.0
 BUCKET_S = 1.0
 MIN_RETRY_S = 0.5
@@ -15,6 +18,13 @@ class _Bucket:
     begins_at: float
     num_ended: int = 0
     num_shed: int = 0
+
+
+def newly_turned_away(before: GatewayHello, now: GatewayHello) -> list[TurnedAway]:
+    """What a gateway refused by itself between two hellos: it tells sums since its start."""
+    told = {each.sla_class: each.num_requests for each in before.turned_away}
+    news = {e.sla_class: e.num_requests - told.get(e.sla_class, 0) for e in now.turned_away}
+    return [TurnedAway(name, num) for name, num in news.items() if num > 0]
 
 
 class RecentFlow:

@@ -38,8 +38,8 @@ Enter = Callable[[bytes, EvaluationAsked, str | None], Entered]
 class Evaluations:
     """The `Evaluate` of `gateway.http.services`. Lives on the gateway's event loop.
 
-    `enter` makes room, `leave` frees it. Its shell passes on what coordinator and nodes say, and
-    the time; a message for which the answer is True is nobody else's.
+    `enter` makes room, `leave` frees it; `ended` is told task and outcome. Its shell passes on what
+    coordinator and nodes say, and the time; a message that it answers True is nobody else's.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Evaluations:
         leave: Callable[[bytes], None],
         to_node: Callable[[NodeRef, msgspec.Struct], object],
         to_coordinator: Callable[[msgspec.Struct], object],
+        ended: Callable[[str, str], None],
     ) -> None:
         self._ledger = ledger
         self._offer = offer
@@ -58,6 +59,7 @@ class Evaluations:
         self._leave = leave
         self._to_node = to_node
         self._to_coordinator = to_coordinator
+        self._ended = ended
         self._waiting: dict[bytes, asyncio.Future[EvaluationDone | End]] = {}
 
     def __len__(self) -> int:
@@ -70,12 +72,25 @@ class Evaluations:
 
     async def __call__(self, asked: EvaluationAsked, *, key: str | None) -> Evaluated:
         """Run it on a prefill node; raises `ApiError`. Cancelling frees it."""
-        request_id = secrets.token_bytes(16)
+        outcome = "internal"
         try:
-            check_asked(asked, self._offer())
-            entered = self._enter(request_id, asked, key)
+            answered = await self._evaluate(asked, key)
+            outcome = "ok"
         except Rejected as rejected:
+            outcome = rejected.code
             raise explain(rejected) from None
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self._ended(asked.task, outcome)
+        return answered
+
+    async def _evaluate(self, asked: EvaluationAsked, key: str | None) -> Evaluated:
+        """Raises Rejected."""
+        request_id = secrets.token_bytes(16)
+        check_asked(asked, self._offer())
+        entered = self._enter(request_id, asked, key)
         new = NewEvaluation(
             request_id=request_id,
             asked=asked,
@@ -88,7 +103,7 @@ class Evaluations:
         answer = await self._run(new)
         if isinstance(answer, End):
             code = answer.code or "internal"
-            raise explain(Rejected(code, answer.message or code, answer.retry_after_s))
+            raise Rejected(code, answer.message or code, answer.retry_after_s)
         if len(asked.prompt_ids) * (1 + asked.num_top) < MANY_LOGPROBS:
             return read_answer(answer, asked)
         return await asyncio.to_thread(read_answer, answer, asked)

@@ -59,24 +59,34 @@ class _Door:
 
 
 class OverloadGate:
-    """See the module. Times are the caller's monotonic clock. `num_refused` since the start."""
+    """See the module. Times are the caller's monotonic clock.
+
+    `num_refused`: since the start, by SLA class; None are those that named none.
+    """
 
     def __init__(self) -> None:
         self._doors: dict[Key, _Door] = {}
         self._asked: dict[bytes, Wish] = {}
-        self.num_refused = 0
+        self.num_refused: dict[str | None, int] = {}
 
     def wait_s(self, wish: Wish, now: float) -> float | None:
         """After how long a refused request should try again; None: it may ask, now."""
+        wait_s = self.look(wish, now)
+        door = self._doors.get(wish.key)
+        if wait_s is None and door is not None and _is_shut_for(door, wish, now):
+            door.credit -= 1.0
+        return wait_s
+
+    def look(self, wish: Wish, now: float) -> float | None:
+        """The same without the right to ask: for a look before the prompt is made into tokens."""
         door = self._doors.get(wish.key)
         if door is None or not _is_shut_for(door, wish, now):
             return None
         gained = (now - door.credit_at) * PROBES_PER_S
         door.credit, door.credit_at = min(MAX_CREDIT, door.credit + gained), now
         if door.credit >= 1.0:
-            door.credit -= 1.0
             return None
-        self.num_refused += 1
+        self.num_refused[wish.sla_class] = self.num_refused.get(wish.sla_class, 0) + 1
         return max(MIN_RETRY_S, door.retry_at - now)
 
     def asked(self, request_id: bytes, wish: Wish) -> None:

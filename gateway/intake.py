@@ -19,7 +19,7 @@ from gateway.tenants import Tenants
 from gateway.tokenize import Tokenization
 from tandem.frames import TokenIds
 from tandem.messages.client import Done, Refused, Submit
-from tandem.messages.placement import Placed, PlaceRefused
+from tandem.messages.placement import Placed, PlaceRefused, TurnedAway
 
 logger = logging.getLogger(__name__)
 STOPPING = "this gateway is stopping: submit to another one"
@@ -116,22 +116,24 @@ class Intake:
         """
         if submit.resume is not None:
             return None
-        wish = Wish(
-            tenant=tenant,
-            sla_class=submit.sla_class,
-            ttft_ms=submit.ttft_ms,
-            tpot_ms=submit.tpot_ms,
-            priority=submit.priority,
-            num_bytes=num_bytes,
-        )
-        wait_s = self._gate.wait_s(wish, now)
-        if wait_s is not None:
-            text = (
-                f"overloaded: requests like this one of tenant {tenant} were refused a moment ago, "
-                f"and there is room for few of them; try again in {wait_s:.1f} s"
-            )
-            raise Rejected("overloaded", text, wait_s)
+        wish = _wish(tenant, submit, num_bytes)
+        _check_wait(tenant, self._gate.wait_s(wish, now))
         return wish
+
+    def turn_away(self, submit: Submit, key: str | None, num_bytes: int) -> None:
+        """Raises Rejected where a request would not pass the gate, before it has any tokens.
+
+        `num_bytes` are of its prompt, about. One that passes here is looked at again by `take`.
+        """
+        tenant = self._tenants.of_key(key)
+        submit = self._tenants.with_class(tenant, submit)
+        _check_wait(tenant, self._gate.look(_wish(tenant, submit, num_bytes), time.monotonic()))
+
+    @property
+    def turned_away(self) -> tuple[TurnedAway, ...]:
+        """What the gate refused since the start."""
+        counts = self._gate.num_refused.items()
+        return tuple(TurnedAway(sla_class=name, num_requests=num) for name, num in counts)
 
     def note_answer(self, answer: Placed | PlaceRefused, now: float) -> None:
         """The coordinator has nodes for a request, or none."""
@@ -220,6 +222,26 @@ class Intake:
 
 def _failure() -> Rejected:
     return Rejected("internal", "the gateway failed on this request: its log says why")
+
+
+def _wish(tenant: str, submit: Submit, num_bytes: int) -> Wish:
+    return Wish(
+        tenant=tenant,
+        sla_class=submit.sla_class,
+        ttft_ms=submit.ttft_ms,
+        tpot_ms=submit.tpot_ms,
+        priority=submit.priority,
+        num_bytes=num_bytes,
+    )
+
+
+def _check_wait(tenant: str, wait_s: float | None) -> None:
+    if wait_s is not None:
+        text = (
+            f"overloaded: requests like this one of tenant {tenant} were refused a moment ago, "
+            f"and there is room for few of them; try again in {wait_s:.1f} s"
+        )
+        raise Rejected("overloaded", text, wait_s)
 
 
 def _size(submit: Submit) -> int:

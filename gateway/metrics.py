@@ -103,6 +103,10 @@ class GatewayMetrics:
         """A request never entered the ledger."""
         self.tally.add(m.GATEWAY_REFUSALS, (code,))
 
+    def evaluated(self, task: str, outcome: str) -> None:
+        """An embedding, a score or a classification is over: `ok`, or why not."""
+        self.tally.add(m.GATEWAY_EVALUATIONS, (task, outcome))
+
     def tokenised(self, seconds: float) -> None:
         """A prompt became token ids."""
         self._tokenising.observe(max(0.0, seconds))

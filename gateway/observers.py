@@ -6,6 +6,7 @@ from gateway.actions import NewRequest
 from gateway.metrics import GatewayMetrics
 from gateway.tracing import RequestTraces
 from tandem.messages.client import Done, Refused
+from tandem.messages.common import ErrorCode
 
 
 class Observers:
@@ -23,6 +24,10 @@ class Observers:
     def refused(self, refused: Refused) -> None:
         """A request never entered it."""
         self.metrics.refused(refused.code)
+
+    def turned_away(self, code: ErrorCode) -> None:
+        """A call over HTTP was refused before it became requests."""
+        self.metrics.refused(code)
 
     def ended(self, done: Done) -> None:
         """A request of the ledger's ended."""

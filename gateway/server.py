@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from gateway import parts, wording
 from gateway.actions import NewRequest
-from gateway.admission import Offer
+from gateway.admission import Offer, Rejected
 from gateway.clients import Sessions
 from gateway.config import GatewayConfig
 from gateway.coordinator_link import CoordinatorLink
@@ -171,6 +171,7 @@ class Gateway:
             leave=self._intake.leave_evaluation,
             to_node=self._nodes.send,
             to_coordinator=self._coordinator.send,
+            ended=lambda task, outcome: self._observers.metrics.evaluated(task, outcome),
         )
 
     def _make_observers(self, sessions: Sessions) -> Observers:
@@ -187,6 +188,7 @@ class Gateway:
         services = Services(
             offer=self._offer,
             open=self._local.open,
+            turn_away=self._turn_away,
             text=TokenizedText(self._tokenization),
             evaluate=self._evaluations,
             created_unix_s=int(time.time()),
@@ -279,6 +281,13 @@ class Gateway:
     def _cancel(self, owner: bytes, request_id: bytes) -> None:
         self._deeds.do(self._ledger.cancel(owner, request_id, time.monotonic()))
 
+    def _turn_away(self, submit: Submit, key: str | None, num_bytes: int) -> None:
+        try:
+            self._intake.turn_away(submit, key, num_bytes)
+        except Rejected as rejected:
+            self._observers.turned_away(rejected.code)
+            raise
+
     def _refuse(self, client: bytes, refused: Refused) -> None:
         self._observers.refused(refused)
         if self._local.owns(client):
@@ -351,6 +360,7 @@ class Gateway:
             num_live_requests=len(self._ledger) + len(self._evaluations),
             is_draining=self._intake.is_closed,
             nodes=wording.hello_nodes((*self._ledger.nodes, *self._evaluations.nodes)),
+            turned_away=self._intake.turned_away,
         )
 
     async def _beat(self) -> None:

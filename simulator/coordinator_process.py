@@ -2,7 +2,7 @@
 
 import msgspec
 
-from coordinator.actions import Action, Send
+from coordinator.actions import Action, Note, Send
 from coordinator.config import CoordinatorConfig
 from coordinator.core import Coordinator
 from coordinator.server import TICK_S
@@ -43,5 +43,5 @@ class CoordinatorProcess:
         for action in actions:
             if isinstance(action, Send):
                 self._network.answer(self.process, COORDINATOR, action.peer, action.message)
-            else:
+            elif isinstance(action, Note):
                 self.process.clock.note(f"coordinator: {action.text}")

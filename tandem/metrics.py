@@ -313,6 +313,13 @@ GATEWAY_ENDED = _count(
     "Ended requests by finish reason.",
     "gateway",
 )
+GATEWAY_EVALUATIONS = _count(
+    "tandem_gateway_evaluations_total",
+    "evaluations",
+    ("task", "outcome"),
+    "Embeddings, scores and classifications by outcome: ok, cancelled, or the error's code.",
+    "gateway",
+)
 GATEWAY_RESENDS = _count(
     "tandem_gateway_resends_total",
     "streams",

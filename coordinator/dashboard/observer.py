@@ -7,7 +7,7 @@ it led to, and of every second. Clocks: `now` is the core's, `unix_s` the wall's
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coordinator.actions import Action, EventKind, Note, Send
+from coordinator.actions import Action, EventKind, Note, Send, TurnedAway
 from coordinator.core import Coordinator
 from coordinator.dashboard.durations import RecentDurations, bins_of
 from coordinator.dashboard.event_book import EventBook
@@ -95,6 +95,8 @@ class Observer:
                 case Send(_, PlaceRefused() as answer):
                     self._metrics.refused(answer)
                     self.records.refused(answer, now)
+                case TurnedAway():
+                    self._turned_away(action, unix_s)
                 case Send(_, MoveRequest() as wish):
                     self.records.wished_away(wish.request_id, now)
 
@@ -133,6 +135,15 @@ class Observer:
                 f"tokens: {report.code or 'internal'}: {report.message or ''}"
             )
             self.say("request", text, unix_s)
+
+    def _turned_away(self, action: TurnedAway, unix_s: float) -> None:
+        """Refused like those whom the core refuses, though it never saw them."""
+        name = action.sla_class or self._core.sla.default
+        if name in self._windows:
+            self._windows[name].add(Tally(num_shed=action.num_requests), unix_s)
+            self._series.ended(name, 0, action.num_requests, ())
+        self._meter.count("shed", action.num_requests)
+        self._metrics.turned_away(name, action.num_requests)
 
     def _targets(self, report: RequestEnded) -> SlaTargets:
         """What it was promised; by its class where it was never placed."""

@@ -104,12 +104,20 @@ class Open(Protocol):
         """`request_id` is a new one of the server's own making; None: one is made."""
 
 
+class TurnAway(Protocol):
+    """A look at a call's targets and size under overload, before its prompt is made into tokens."""
+
+    def __call__(self, submit: Submit, key: str | None, num_bytes: int) -> None:
+        """Raises `gateway.admission.Rejected`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Handed to the endpoints by the composition."""
 
     offer: Callable[[], Offer]
     open: Open
+    turn_away: TurnAway
     text: Text
     evaluate: Evaluate
     created_unix_s: int

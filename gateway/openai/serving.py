@@ -12,7 +12,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.admission import Rejected
 from gateway.http.call import call_of
+from gateway.http.errors import explain
 from gateway.http.responses import json_response
 from gateway.http.services import Services, Stream
 from gateway.http.sse import SseResponse
@@ -69,11 +71,23 @@ class Generation:
     repeated: RepeatedCalls[Running] = field(default_factory=RepeatedCalls)
 
     def check(self, body: GenerationRequest, request: Request) -> Targets:
-        """What is checked of both. Raises ApiError."""
+        """What is checked of both, before any prompt is made into tokens. Raises ApiError."""
         refuse_unsupported(body)
         self.ignored.note(body)
         check_common(body, self.services.offer())
-        return targets_of(body, request.headers)
+        targets, call = targets_of(body, request.headers), call_of(request)
+        wanted = Submit(
+            label="",
+            sla_class=targets.sla_class,
+            ttft_ms=targets.ttft_ms,
+            tpot_ms=targets.tpot_ms,
+            priority=targets.priority,
+        )
+        try:
+            self.services.turn_away(wanted, call.key, call.num_body_bytes)
+        except Rejected as rejected:
+            raise explain(rejected) from None
+        return targets
 
     def head(self, prefix: str) -> Head:
         """Of a new answer: its id is that of its first request, which `tandem explain` knows."""

@@ -1,16 +1,11 @@
-"""Flags that `tandem simulate` and `tandem plan` share, and the scenario that they describe."""
+"""Flags that `tandem simulate` and `tandem plan` share."""
 
 import argparse
-from pathlib import Path
 
-from loadgen.traces import Trace, constant_trace, read_trace
 from scheduling.batch.catalogue import BATCH_POLICIES
-from scheduling.batch.options import split_options
 from scheduling.prefill.catalogue import PREFILL_POLICIES
 from scheduling.routing.catalogue import DEFAULT_POLICY, PLACEMENT_POLICIES
-from simulator.performance.arrivals import Load, Process
-from simulator.performance.profiles import load_profile, profile_names
-from simulator.performance.scenario import Layout, Scenario
+from simulator.performance.profiles import profile_names
 
 DEFAULT_SLA = "2000:100:0.9"
 SLA_NAME = "target"
@@ -138,40 +133,4 @@ def add_coordinator_flags(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         metavar="X",
         help="of the targets, as of the coordinator; default %(default)s",
-    )
-
-
-def make_trace(text: str) -> Trace:
-    """The trace of `--trace`. Raises ValueError with advice."""
-    prompt, separator, output = text.partition(":")
-    if separator and prompt.isdigit() and output.isdigit():
-        return constant_trace(int(prompt), int(output))
-    return read_trace(Path(text))
-
-
-def make_scenario(args: argparse.Namespace, layout: Layout, rate: float | None) -> Scenario:
-    """The scenario of the flags. Raises ValueError with advice."""
-    trace = make_trace(args.trace)
-    process: Process = args.arrivals or ("trace" if trace.has_times else "poisson")
-    load = Load(trace=trace, num_requests=args.num_requests, rate=rate, process=process)
-    return Scenario(
-        profile=load_profile(args.profile),
-        layout=layout,
-        load=load,
-        seed=args.seed,
-        batch_policy=args.batch_policy,
-        batch_options=split_options(args.batch_option, "batch"),
-        prefill_policy=args.prefill_policy,
-        prefill_options=split_options(args.prefill_option, "prefill"),
-        placement_policy=args.placement_policy,
-        placement_options=split_options(args.placement_option, "placement"),
-        sla=(f"{SLA_NAME}:{args.sla}",),
-        sla_class=SLA_NAME,
-        max_num_seqs=args.max_num_seqs,
-        max_output_tokens=args.max_output_tokens,
-        max_candidates=args.max_candidates,
-        reserve=args.reserve,
-        max_queued_tokens_per_node=args.max_queued_tokens_per_node,
-        max_queued_requests_per_node=args.max_queued_requests_per_node,
-        predictor_sigma=args.predictor_sigma,
     )

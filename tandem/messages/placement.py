@@ -25,6 +25,14 @@ from tandem.messages.common import (
 )
 
 
+class TurnedAway(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests of an SLA class (None: the default) that a gateway refused by itself, since its
+    start, because their like had just been refused for overload."""
+
+    sla_class: Name | None
+    num_requests: Counter
+
+
 class GatewayHello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """A gateway introduces itself; resent every second as its heartbeat.
 
@@ -37,6 +45,7 @@ class GatewayHello(Message, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_live_requests: Counter
     is_draining: bool = False
     nodes: Annotated[tuple[NodeRef, ...], msgspec.Meta(max_length=4096)] = ()
+    turned_away: Annotated[tuple[TurnedAway, ...], msgspec.Meta(max_length=256)] = ()
 
 
 class NodeDown(Message, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

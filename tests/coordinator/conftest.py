@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import pytest
 
-from coordinator.actions import Send
+from coordinator.actions import Note, Send
 from coordinator.config import CoordinatorConfig
 from coordinator.core import Coordinator
 from tandem.frames import Blob
@@ -69,7 +69,7 @@ class Cluster:
         return sent
 
     def _collect(self, actions):
-        self.notes += [a.text for a in actions if not isinstance(a, Send)]
+        self.notes += [a.text for a in actions if isinstance(a, Note)]
         return [(a.peer.decode(), a.message) for a in actions if isinstance(a, Send)]
 
     def node_hello(self, node_id: str, role: str, incarnation: int = 1, **changes) -> NodeHello:

@@ -32,6 +32,7 @@ class World:
     def __init__(self, answer: Callable[["World", Any], None]) -> None:
         self.room: set[bytes] = set()
         self.said: list[Any] = []
+        self.outcomes: list[tuple[str, str]] = []
         self._answer = answer
         self.evaluations = Evaluations(
             EvaluationLedger(Identity("g", 9, "w", ())),
@@ -40,6 +41,7 @@ class World:
             leave=self.room.discard,
             to_node=lambda node, message: self._heard(message),
             to_coordinator=self._heard,
+            ended=lambda task, outcome: self.outcomes.append((task, outcome)),
         )
 
     def _enter(self, request_id: bytes, asked: EvaluationAsked, key: str | None) -> Entered:
@@ -104,6 +106,7 @@ def test_an_answer_comes_back_and_the_room_is_free() -> None:
     assert (place.tenant, place.tenant_weight, place.sla_class) == ("mine", 2.0, "batch")
     assert world.room == set()
     assert len(world.evaluations) == 0
+    assert world.outcomes == [("embed", "ok")]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,7 @@ def test_errors_are_the_callers_to_see(
     with pytest.raises(ApiError) as failed:
         world.run(asked, key)
     assert failed.value.status == status
+    assert world.outcomes == [(asked.task, failed.value.code)]
     assert world.room == set()
 
 

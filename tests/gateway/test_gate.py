@@ -44,7 +44,7 @@ def test_nobody_is_refused_before_somebody_was() -> None:
         assert door.wait_s(wish(), 0.0) is None
         door.asked(bytes([number]), wish())
         door.placed(bytes([number]), 0.0)
-    assert door.num_refused == 0
+    assert door.num_refused == {}
 
 
 def test_after_a_refusal_others_hear_what_is_left_of_its_wait() -> None:
@@ -52,7 +52,17 @@ def test_after_a_refusal_others_hear_what_is_left_of_its_wait() -> None:
     shut(door, now=5.0, retry_after_s=20.0)
     assert door.wait_s(wish(), 5.0) == 20.0
     assert door.wait_s(wish(), 5.2) == pytest.approx(19.8)
-    assert door.num_refused == 2
+    assert door.num_refused == {"standard": 2}
+
+
+def test_a_look_spends_no_right_to_ask() -> None:
+    door = OverloadGate()
+    shut(door)
+    assert door.look(wish(), 0.1) == pytest.approx(19.9)
+    assert [door.look(wish(), 0.25) for _ in range(3)] == [None] * 3
+    assert door.look(wish(num_bytes=10), 0.1) is None
+    assert door.wait_s(wish(), 0.25) is None, "a probe"
+    assert door.look(wish(), 0.25) is not None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from loadgen.bench import make_load, make_parser, run
+from loadgen.bench import make_load, run
+from loadgen.bench_flags import make_parser
 from loadgen.drive import UNFINISHED, Driven, Fate, drive
 from loadgen.goodput import Targets, parse_targets
 from loadgen.http_session import open_http_target
@@ -198,3 +201,10 @@ def test_nobody_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--base-url", "http://127.0.0.1:9", "--num-prompts", "1", "--wait-s", "0.1"]
     with pytest.raises(UnavailableError, match="is the server there"):
         run(make_parser().parse_args(flags), print)
+
+
+@pytest.mark.parametrize("program", ["loadgen", "simulator.performance"])
+def test_help_loads_little(program: str) -> None:
+    """numpy alone takes a quarter of the 0.3 s in which `--help` answers."""
+    code = f"import sys, {program}.__main__; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=25).returncode == 0

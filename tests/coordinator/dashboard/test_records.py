@@ -7,6 +7,7 @@ from coordinator.dashboard import records
 from tandem.messages.common import NodeCosts
 from tandem.messages.membership import RoleWeights, SetWeights
 from tandem.messages.operations import RequestRecord
+from tandem.messages.placement import TurnedAway
 
 COSTS = NodeCosts(
     step_s=0.01, prefill_token_s=1e-3, prefill_context_s=0.0, decode_row_s=1e-3,
@@ -118,6 +119,22 @@ def test_shed_requests_are_counted_as_such_once(make_world) -> None:
     assert [e for e in world.observer.events.after(0) if e.kind == "request"] == []
     world.seconds()
     assert world.snapshot().rates.shed == len(refused)
+
+
+def test_what_gateways_turn_away_is_shed_too_and_counted_once(world) -> None:
+    def hello(*counts: tuple[str | None, int]) -> None:
+        known = world.cluster.core.members.gateways["gw"].hello
+        away = tuple(TurnedAway(sla_class=name, num_requests=num) for name, num in counts)
+        world.cluster.send("gw", msgspec.structs.replace(known, turned_away=away))
+
+    before = world.cluster.core.admission.num_shed
+    for counts in ([(None, 2)], [(None, 2)], [(None, 3), ("batch", 4)]):
+        hello(*counts)
+    windows = {c.sla_class: c.windows["5m"].num_shed for c in world.snapshot().classes}
+    assert (windows["standard"], windows["batch"], windows["interactive"]) == (3, 4, 0)
+    assert world.cluster.core.admission.num_shed - before == 7
+    text = world.observer._metrics.render(world.cluster.now).decode()
+    assert 'outcome="shed",sla_class="batch"} 4.0' in text
 
 
 def test_live_requests_are_shown_oldest_first_and_can_be_looked_up(world) -> None:

@@ -159,6 +159,7 @@ class Played:
     evaluated: list[EvaluationAsked] = field(default_factory=list)
     text: ByteText = field(default_factory=ByteText)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    full_for_s: float | None = None
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -179,6 +180,11 @@ class Played:
         self.streams.append(PlayedStream(submit, words, self.gate))
         return self.streams[-1]
 
+    def turn_away(self, submit: Submit, key: str | None, num_bytes: int) -> None:
+        assert num_bytes > 0
+        if self.full_for_s is not None:
+            raise Rejected("overloaded", f"full for {submit.sla_class}", self.full_for_s)
+
     async def evaluate(self, asked: EvaluationAsked, *, key: str | None) -> Evaluated:
         self.evaluated.append(asked)
         ids = asked.prompt_ids.array.tolist()[asked.first_scored :]
@@ -189,6 +195,7 @@ class Played:
         return Services(
             offer=lambda: OFFER,
             open=self.open,
+            turn_away=self.turn_away,
             text=self.text,
             evaluate=self.evaluate,
             created_unix_s=1,

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.openai import serving
 from tests.gateway.openai.calls import CHAT, HI, chat, chat_chunks, post, talking, until
-from tests.gateway.openai.ledger_script import Played, failing, saying
+from tests.gateway.openai.ledger_script import ByteText, Played, failing, saying
 
 
 def test_what_a_request_asks_reaches_the_ledger() -> None:
@@ -46,6 +46,19 @@ def test_an_answers_id_is_that_of_its_first_request() -> None:
     first, second = played.request_ids
     assert first is not None and answer["id"] == f"cmpl-{first.hex()}"
     assert second is None
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_behind_a_shut_door_no_prompt_is_made_into_tokens(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ByteText, "encode", None)
+    monkeypatch.setattr(ByteText, "render", None)
+    body = CHAT if "chat" in path else {"prompt": "a"}
+    answer = post(path, Played(full_for_s=7.1), **body, sla_class="batch")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "8")
+    error = answer.json()["error"]
+    assert (error["code"], error["message"]) == ("overloaded", "full for batch")
 
 
 def test_refusals_and_failures_before_the_first_token_have_a_status() -> None:

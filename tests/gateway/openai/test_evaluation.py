@@ -57,6 +57,7 @@ class Nodes:
         return Services(
             offer=lambda: replace(OFFER, num_labels=self.num_labels),
             open=lambda submit, key, request_id=None: pytest.fail("nothing is generated"),
+            turn_away=lambda submit, key, num_bytes: pytest.fail("nothing is generated"),
             text=ByteText(),
             evaluate=self,
             created_unix_s=0,
