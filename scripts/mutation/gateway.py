@@ -50,8 +50,8 @@ STREAMS = (
         "node-incarnation",
         "a predecessor of the node is not the node",
         "gateway/attempt.py",
-        "(n.node_id, n.incarnation) == (node.node_id, node.incarnation) for n in self.nodes",
-        "n.node_id == node.node_id for n in self.nodes",
+        "one.node_id == other.node_id and one.incarnation == other.incarnation",
+        "one.node_id == other.node_id",
         (DOUBT, LEDGER),
     ),
     Mutation(
@@ -77,8 +77,24 @@ STREAMS = (
         "tokens beyond a gap wait",
         "gateway/token_stream.py",
         "while self.next_index in self._ahead:\n"
-        "            token = self._ahead.pop(self.next_index)",
-        "while self._ahead:\n            token = self._ahead.pop(min(self._ahead))",
+        "            taken.append(self._ahead.pop(self.next_index))",
+        "while self._ahead:\n            taken.append(self._ahead.pop(min(self._ahead)))",
+        (STREAM,),
+    ),
+    Mutation(
+        "span-beside-gap",
+        "a span is taken whole only where nothing waits behind a gap",
+        "gateway/token_stream.py",
+        "start == len(known) and not self._ahead and start + num <= self._limit",
+        "start == len(known) and start + num <= self._limit",
+        (STREAM,),
+    ),
+    Mutation(
+        "span-limit",
+        "a span is taken whole only below max_tokens",
+        "gateway/token_stream.py",
+        "start == len(known) and not self._ahead and start + num <= self._limit",
+        "start == len(known) and not self._ahead",
         (STREAM,),
     ),
     Mutation(
@@ -133,9 +149,9 @@ STREAMS = (
         "acknowledge-unknown",
         "nodes may forget what nobody wants",
         "gateway/emissions.py",
-        "            if self.current(node, delta.request_id, delta.attempt) is None:\n"
+        "            if not self._delta(node, delta, now, taken):\n"
         "                ended.append((delta.request_id, delta.attempt))\n",
-        "",
+        "            self._delta(node, delta, now, taken)\n",
         (LEDGER, ATTEMPTS),
     ),
 )
