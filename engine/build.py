@@ -21,6 +21,7 @@ from engine.runner import TorchRunner
 from engine.sampler import Sampler
 from engine.warm_up import StepSample, warm_up
 from engine.weights import Progress, load_weights
+from kernels.cpu.team import ProductTeam
 from tandem.model_config import ModelConfig, ModelDtype
 
 OnPhase = Callable[[str, float], None]
@@ -91,7 +92,9 @@ def build_runner(
         weights = load_weights(folder, config, TORCH_DTYPES[dtype], device, progress)
         weight_bytes = _num_bytes(weights)
     with _phase(on_phase, "prepare products"):
-        ops = select_ops(device, dtype, options.numerics, config)
+        num_threads = options.num_threads if device.type == "cpu" else 1
+        team = ProductTeam() if num_threads > 1 else None
+        ops = select_ops(device, dtype, options.numerics, config, team)
         decoder = Decoder(config, weights, ops, max_model_len)
         del weights
     with _phase(on_phase, "allocate KV pages"):
@@ -112,8 +115,8 @@ def build_runner(
             step_bytes,
         )
         pool = make_kv_pool(layout, budget.num_pages, device, allocate)
-    num_threads = options.num_threads if device.type == "cpu" else 1
-    runner = TorchRunner(decoder, pool, sample, device, num_threads, pair_cost(config))
+    cost = pair_cost(config)
+    runner = TorchRunner(decoder, pool, sample, device, num_threads, cost, team)
     resident = None
     if is_resident:
         with _phase(on_phase, "capture steps"):

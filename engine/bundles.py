@@ -14,6 +14,7 @@ from kernels import rope as gpu_rope
 from kernels import silu_and_mul as gpu_silu_and_mul
 from kernels.cpu.arrays import SUPPORTED
 from kernels.cpu.simd import LANES
+from kernels.cpu.team import ProductTeam
 from kernels.decode_attention import decode_attention
 from tandem.model_config import ModelConfig, ModelDtype
 
@@ -22,18 +23,23 @@ ResolvedNumerics = Literal["invariant", "fast"]
 
 
 def select_ops(
-    device: torch.device, dtype: ModelDtype, numerics: Numerics, config: ModelConfig
+    device: torch.device,
+    dtype: ModelDtype,
+    numerics: Numerics,
+    config: ModelConfig,
+    team: ProductTeam | None = None,
 ) -> Ops:
     """The fastest operations for `config` in `dtype` on `device` that keep what `numerics` says.
 
-    "auto" is "invariant" on the CPU and "fast" on a GPU, where invariance costs speed.
+    "auto" is "invariant" on the CPU and "fast" on a GPU, where invariance costs speed. `team`: of
+    threads that share products on the CPU.
     """
     if device.type == "cuda":
         return gpu_ops("fast" if numerics == "auto" else numerics, dtype)
     resolved: ResolvedNumerics = "invariant" if numerics == "auto" else numerics
     torch_dtype = TORCH_DTYPES[dtype]
     if torch_dtype in SUPPORTED and config.head_dim % LANES == 0:
-        return cpu_ops(resolved, torch_dtype)
+        return cpu_ops(resolved, torch_dtype, team)
     if resolved == "fast":
         return plain_ops()
     raise ValueError(

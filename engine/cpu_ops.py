@@ -19,19 +19,25 @@ from kernels.cpu.matmul import PackedWeight, matmul_panels
 from kernels.cpu.rms_norm import rms_norm_rows
 from kernels.cpu.rope import rope_write_rows
 from kernels.cpu.silu_and_mul import silu_and_mul_rows
+from kernels.cpu.team import ProductTeam
 
 BITS = np.dtype(np.uint16)  # of bfloat16
 ONES = {dtype: np.ones(1, dtype) for dtype in (np.float32, np.float64)}
 
 
-def cpu_ops(numerics: Literal["invariant", "fast"], dtype: torch.dtype) -> Ops:
-    """numba kernels and packed products; one attention kernel for all rows of a batch."""
+def cpu_ops(
+    numerics: Literal["invariant", "fast"], dtype: torch.dtype, team: ProductTeam | None = None
+) -> Ops:
+    """numba kernels and packed products; one attention kernel for all rows of a batch.
+
+    While `team` is open, products are shared with whoever serves it.
+    """
     make_tensor_linear = cpu_linears(numerics, dtype)
 
     def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         linear = make_tensor_linear(weight, bias)
         if isinstance(linear, PanelLinear):
-            return partial(product, packed=linear.packed)
+            return partial(product, packed=linear.packed, team=team)
         return lambda x: array_of(linear(tensor_of(x)))
 
     return Ops(
@@ -54,11 +60,14 @@ def tensor_of(array: Array) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == BITS else tensor
 
 
-def product(x: Array, packed: PackedWeight) -> Array:
+def product(x: Array, packed: PackedWeight, team: ProductTeam | None = None) -> Array:
     """x [T, K] -> [T, N]; `kernels.cpu.matmul.matmul` without tensors."""
     num_rows, depth = x.shape
     assert depth == packed.depth and x.flags.c_contiguous
     out = np.empty((num_rows, packed.num_outputs), x.dtype)
+    if team is not None and team.is_open:
+        team.product(x.ctypes.data, num_rows, packed, out.ctypes.data)
+        return out
     matmul_panels(
         x.ctypes.data,
         num_rows,

@@ -16,6 +16,9 @@ from node.runner import SequenceStep, StepBatch
 from scheduling.costs import num_pairs
 from tandem.model_config import ModelConfig
 
+# Steps of up to so many rows are bound by reading the weights: each product is shared by columns
+# (kernels/cpu/team.py), as threads with rows of their own would read all of them each.
+FEW_ROWS = 12
 CUT_ROWS = 16  # a chunk is cut at multiples of these: a block of rows of the attention kernel
 # A pair of a query and a key takes more than its multiplications, as attention's products are
 # small. Measured on one Zen 4 core: 2 to 4 times the time per multiplication of a matrix product.

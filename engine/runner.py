@@ -14,8 +14,9 @@ from engine.batch import Batch, build_batch
 from engine.decoder import Decoder, States
 from engine.evaluation import answer
 from engine.kv_pool import KVPool
-from engine.parts import Part, cut_step
+from engine.parts import FEW_ROWS, Part, cut_step
 from engine.step_threads import StepThreads, Written
+from kernels.cpu.team import ProductTeam
 from node.runner import Deferred, Sampled, SampleRequest, StepBatch, StepResult
 from tandem.layout import KVLayout
 
@@ -27,6 +28,7 @@ class TorchRunner:
 
     `sample` is called by several threads at once where `num_threads` is above 1, which is for the
     CPU. `pair_cost`: what attention to one token costs in units of a row (see `engine/parts.py`).
+    `team`: of the decoder's products; steps of few rows are not cut, their products are shared.
     """
 
     def __init__(
@@ -37,12 +39,13 @@ class TorchRunner:
         device: torch.device,
         num_threads: int = 1,
         pair_cost: float = 0.0,
+        team: ProductTeam | None = None,
     ) -> None:
         self._decoder = decoder
         self._pool = pool
         self._sample = sample
         self._device = device
-        self._threads = StepThreads(num_threads)
+        self._threads = StepThreads(num_threads, team)
         self._pair_cost = pair_cost
 
     @property
@@ -96,7 +99,9 @@ class TorchRunner:
         return Deferred(self.run, batch)
 
     def _cut(self, step: StepBatch) -> tuple[Part, ...]:
-        return cut_step(step, self._threads.num_threads, self._pair_cost)
+        threads = self._threads
+        is_shared = threads.has_team and step.num_tokens <= FEW_ROWS
+        return cut_step(step, 1 if is_shared else threads.num_threads, self._pair_cost)
 
     def _run_part(self, part: Part, written: Written) -> list[tuple[int, Sampled]]:
         """What was drawn and answered, with the index of its sequence in the part."""

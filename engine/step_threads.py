@@ -3,17 +3,19 @@
 Parts meet nowhere but where a chunk was cut: there the later part waits in each layer until the
 earlier one has written K and V of that layer. The earlier never waits for the later, so somebody
 can always go on. Idle threads sleep on a lock: spinning ones would take the cores from the other
-processes of the host.
+processes of the host. Those that help with products spin, within a step.
 """
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
 from engine.parts import Part
+from kernels.cpu.team import ProductTeam
 
 T = TypeVar("T")
 Written = Callable[[], None]
@@ -21,11 +23,16 @@ Tasks = SimpleQueue[Callable[[], None] | None]
 
 
 class StepThreads:
-    """`num_threads` in all: the caller's own is the first, the others end when this object does."""
+    """`num_threads` in all: the caller's own is the first, the others end when this object does.
 
-    def __init__(self, num_threads: int) -> None:
+    While a step of one part runs, the others help with its products, where there is a `team`.
+    """
+
+    def __init__(self, num_threads: int, team: ProductTeam | None = None) -> None:
         assert num_threads >= 1
         self.num_threads = num_threads
+        self._team = team
+        self._is_helping = [False] * (num_threads - 1)
         self._queues: list[Tasks] = [SimpleQueue() for _ in range(num_threads - 1)]
         for n, tasks in enumerate(self._queues, 1):
             name = f"step part {n}"
@@ -39,6 +46,9 @@ class StepThreads:
         attention to them. Where several parts fail, the error of the first one is raised.
         """
         assert 0 < len(parts) <= self.num_threads
+        if len(parts) == 1 and self._team is not None:
+            with self._helped(self._team):
+                return [compute(parts[0], nobody_waits)]
         orders = layer_orders(parts)
         results: dict[int, T] = {}
         errors: dict[int, BaseException] = {}
@@ -62,6 +72,23 @@ class StepThreads:
         if errors:
             raise errors[min(errors)]
         return [results[n] for n in range(len(parts))]
+
+    @property
+    def has_team(self) -> bool:
+        """Whether products of a step of one part are shared."""
+        return self._team is not None
+
+    @contextlib.contextmanager
+    def _helped(self, team: ProductTeam) -> Iterator[None]:
+        team.open()
+        for n, tasks in enumerate(self._queues):
+            if not self._is_helping[n]:  # else it has not seen yet that the last step is over
+                self._is_helping[n] = True
+                tasks.put(partial(_help, team, self._is_helping, n))
+        try:
+            yield
+        finally:
+            team.close()
 
 
 class LayerOrder:
@@ -107,6 +134,11 @@ def layer_orders(parts: Sequence[Part]) -> list[LayerOrder | None]:
 
 def nobody_waits() -> None:
     """For a part whose rows depend on no other part's."""
+
+
+def _help(team: ProductTeam, is_helping: list[bool], n: int) -> None:
+    team.serve()
+    is_helping[n] = False
 
 
 def _work(tasks: Tasks) -> None:

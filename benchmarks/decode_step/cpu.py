@@ -22,6 +22,7 @@ from benchmarks.decode_step.stages import MODEL, PAGE_SIZE, SAMPLE, TimedModel, 
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, say
 from engine.decoder import kv_layout
+from engine.parts import FEW_ROWS
 from engine.runner import TorchRunner
 from node.core import NodeCore
 from tandem.model_config import ModelDtype
@@ -63,7 +64,7 @@ def run(options: Options) -> Report:
             "rest: all that is no operation of the model, and calling the operations, which is "
             "measured by a pass over no rows; with two threads it is of both, per step",
             "of every kind the fastest step; stages of two threads are sums over both, halved",
-            "one row is computed by one thread",
+            f"up to {FEW_ROWS} rows threads share each product by columns, and nothing else",
         ),
         {"steps": measured, "host": [_host_figures(each) for each in host]},
     )
@@ -82,7 +83,7 @@ def _steps(model: TimedModel, num_rows: int, options: Options) -> list[dict[str,
         for num_threads, runner in runners.items():
             model.clock.take()
             parts = _timed_step(core, runner)
-            num_parts = min(num_threads, num_rows)
+            num_parts = 1 if num_rows <= FEW_ROWS else num_threads
             stages = {k: v / num_parts for k, v in model.clock.take().items()}
             step = {"threads": num_threads, **parts, "stages": stages}
             is_warm = n > 1 or options.quick

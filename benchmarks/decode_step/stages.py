@@ -19,6 +19,7 @@ from engine.parts import pair_cost
 from engine.runner import TorchRunner
 from engine.sampler import Sampler
 from engine.weights import expected_shapes
+from kernels.cpu.team import ProductTeam
 from node.runner import Sampled, SampleRequest
 from tandem.model_config import ModelConfig, ModelDtype, RopeScaling
 
@@ -87,7 +88,8 @@ class TimedModel:
     def __init__(self, config: ModelConfig, dtype: ModelDtype, num_pages: int) -> None:
         self.config = config
         self.clock = StageClock()
-        ops = select_ops(CPU, dtype, "auto", config)
+        self._team = ProductTeam()
+        ops = select_ops(CPU, dtype, "auto", config, self._team)
         generator = torch.Generator().manual_seed(0)
         weights = {
             name: torch.ones(shape, dtype=TORCH_DTYPES[dtype])
@@ -107,7 +109,8 @@ class TimedModel:
             SAMPLE, Sampler().sample
         )
         cost = pair_cost(self.config)
-        return TorchRunner(self.decoder, self.pool, sample, CPU, num_threads, cost)
+        team = self._team if num_threads > 1 else None
+        return TorchRunner(self.decoder, self.pool, sample, CPU, num_threads, cost, team)
 
     def seconds_without_rows(self, num_repeats: int) -> float:
         """What calling every operation costs: the least time of a pass that computes nothing."""

@@ -105,7 +105,23 @@ def matmul_panels(
     x: int, num_rows: int, depth: int, panels: Array, bias: Array, out: int, num_outputs: int
 ) -> None:
     """`matmul` on the addresses of x and out."""
-    num_panels, num_words, panel = panels.shape
+    matmul_columns(x, num_rows, depth, panels, bias, out, num_outputs, 0, panels.shape[0])
+
+
+@compiled
+def matmul_columns(
+    x: int,
+    num_rows: int,
+    depth: int,
+    panels: Array,
+    bias: Array,
+    out: int,
+    num_outputs: int,
+    first_panel: int,
+    end_panel: int,
+) -> None:
+    """The columns of some panels of `matmul_panels`."""
+    _, num_words, panel = panels.shape
     padded = -(-num_words // BLOCK) * BLOCK
     most = max(1, BLOCK_WORDS // padded // TILE_ROWS) * TILE_ROWS
     words = np.empty(min(num_rows, most) * padded, bias.dtype)
@@ -119,7 +135,7 @@ def matmul_panels(
             for r in range(begin, end):
                 place = begin * padded + (r - begin) * BLOCK
                 pack_row(x, (first + r) * depth, words, place, end - begin, panels, num_words)
-        for p in range(num_panels):
+        for p in range(first_panel, end_panel):
             width = min(panel, num_outputs - p * panel)
             for i in range(num_tiles):
                 begin, end = count * i // num_tiles, count * (i + 1) // num_tiles
