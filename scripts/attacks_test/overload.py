@@ -18,7 +18,7 @@ MODEL, VOCAB_SIZE = "models/demo", 4096
 # Slept, so that callers take nothing from steps; slow, so that ten times the capacity is little
 # enough for two cores that gateway and callers share.
 PACED = ("--device", "fake", "--fake-costs", "0.01:0.0015:0:0.0015:0", "--num-pages", "4096")
-TTFT_MS, TPOT_MS = 500.0, 50.0
+TTFT_MS, TPOT_MS, LAX_MS = 500.0, 50.0, 600_000.0
 FACTOR, SECONDS, QUICK_SECONDS = 10.0, 60.0, 4.0
 NUM_PROMPT, NUM_TOKENS = 40, 40
 IN_FLIGHT = 64
@@ -32,14 +32,12 @@ async def attack(quick: bool) -> Outcome:
     with LocalCluster(model=MODEL, node_args=PACED) as cluster:
         url = cluster.http_address
         async with open_http_target(url, None, "completions", None, 10.0) as target:
-            closed = await drive(
-                target, _traffic([0.0] * (100 if quick else 400), 1), max_in_flight=IN_FLIGHT,
-                drain_s=0.0,
-            )  # fmt: skip
-            capacity = len(closed.fates) / closed.duration_s
+            capacity = await _capacity_per_s(target, 100 if quick else 400)
             seconds = QUICK_SECONDS if quick else SECONDS
             times = poisson_arrivals(FACTOR * capacity, round(FACTOR * capacity * seconds), 2)
-            driven = await drive(target, _traffic(times, 3), max_in_flight=None, drain_s=20.0)
+            driven = await drive(
+                target, _traffic(times, 3, TTFT_MS, TPOT_MS), max_in_flight=None, drain_s=20.0
+            )
             is_open = await _is_healthy(target)
         _judge(outcome, driven, capacity, seconds)
         outcome.expect(is_open, "/health does not answer afterwards")
@@ -47,18 +45,23 @@ async def attack(quick: bool) -> Outcome:
     return outcome
 
 
-def _traffic(times: list[float], seed: int) -> list[Due]:
+async def _capacity_per_s(target: HttpTarget, num_requests: int) -> float:
+    """Answers per second of a closed loop whose requests want nothing soon: none is refused."""
+    requests = _traffic([0.0] * num_requests, 1, LAX_MS, LAX_MS)
+    closed = await drive(target, requests, max_in_flight=IN_FLIGHT, drain_s=0.0)
+    num_answered = sum(fate.sample is not None for fate in closed.fates)
+    if num_answered < num_requests:
+        raise ValueError(f"{num_requests - num_answered} of the closed loop were not answered")
+    return num_answered / closed.duration_s
+
+
+def _traffic(times: list[float], seed: int, ttft_ms: float, tpot_ms: float) -> list[Due]:
     rng = np.random.default_rng(seed)
+    prompts = [rng.integers(FIRST_ID, VOCAB_SIZE, NUM_PROMPT).tolist() for _ in times]
     return [
-        Due(
-            at_s,
-            Prompted(
-                rng.integers(FIRST_ID, VOCAB_SIZE, NUM_PROMPT).tolist(), NUM_TOKENS, TTFT_MS,
-                TPOT_MS,
-            ),
-        )
-        for at_s in times
-    ]  # fmt: skip
+        Due(at_s, Prompted(prompt, NUM_TOKENS, ttft_ms, tpot_ms))
+        for at_s, prompt in zip(times, prompts, strict=True)
+    ]
 
 
 def _judge(outcome: Outcome, driven: Driven, capacity: float, seconds: float) -> None:
