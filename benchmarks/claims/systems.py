@@ -4,7 +4,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -91,7 +91,8 @@ class Deployment:
 def pin_process(pid: int, cores: set[int]) -> None:
     """All threads that a process has, and so those that they start, to these cores."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), cores)
+        with suppress(ProcessLookupError):  # it ended
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 async def node_loads(deployment: Deployment) -> dict[str, NodeLoad]:
