@@ -5,7 +5,7 @@ metrics_http.py) counts HTTP calls into the same tally.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, get_args
 
 from prometheus_client.metrics_core import Metric as Family
 
@@ -16,6 +16,7 @@ from tandem import metrics_vllm as v
 from tandem.exposition import Tally, family, render
 from tandem.messages.client import Done
 from tandem.messages.common import ErrorCode
+from tandem.messages.evaluation import EvaluationTask
 from tandem.version import installed_version
 
 
@@ -77,6 +78,8 @@ class GatewayMetrics:
         for reason in v.FINISHED_REASONS:
             self.tally.add(m.GATEWAY_ENDED, (reason,), 0)
         self.tally.add(m.GATEWAY_REFUSALS, ("overloaded",), 0)
+        for task in get_args(EvaluationTask):
+            self.tally.add(m.GATEWAY_EVALUATIONS, (task, "ok"), 0)
 
     # --- what happens -----------------------------------------------------------------------
 
