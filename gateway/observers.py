@@ -5,7 +5,7 @@ import asyncio
 from gateway.actions import NewRequest
 from gateway.metrics import GatewayMetrics
 from gateway.tracing import RequestTraces
-from tandem.messages.client import Done, Refused
+from tandem.messages.client import Done
 from tandem.messages.common import ErrorCode
 
 
@@ -21,12 +21,8 @@ class Observers:
         if self._traces is not None:
             self._traces.began(new)
 
-    def refused(self, refused: Refused) -> None:
-        """A request never entered it."""
-        self.metrics.refused(refused.code)
-
-    def turned_away(self, code: ErrorCode) -> None:
-        """A call over HTTP was refused before it became requests."""
+    def refused(self, code: ErrorCode) -> None:
+        """A request, or a call over HTTP before it became one, never entered it."""
         self.metrics.refused(code)
 
     def ended(self, done: Done) -> None:

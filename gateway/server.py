@@ -285,11 +285,11 @@ class Gateway:
         try:
             self._intake.turn_away(submit, key, num_bytes)
         except Rejected as rejected:
-            self._observers.turned_away(rejected.code)
+            self._observers.refused(rejected.code)
             raise
 
     def _refuse(self, client: bytes, refused: Refused) -> None:
-        self._observers.refused(refused)
+        self._observers.refused(refused.code)
         if self._local.owns(client):
             self._local.tell(client, refused)
         else:

@@ -12,6 +12,7 @@ from kernels.cpu.matmul import matmul, pack_weight
 from kernels.cpu.rms_norm import rms_norm
 from kernels.cpu.rope import rope_write
 from kernels.cpu.silu_and_mul import silu_and_mul
+from kernels.cpu.team import ProductTeam
 
 HEAD_DIM = 16
 
@@ -28,7 +29,11 @@ def warm(dtype: torch.dtype) -> None:
     rms_norm(rows, weight, 1e-6)
     rms_norm(rows, weight, 1e-6, rows)
     silu_and_mul(rows)
-    matmul(rows, pack_weight(torch.zeros(8, 4 * HEAD_DIM, dtype=dtype)))
+    packed = pack_weight(torch.zeros(8, 4 * HEAD_DIM, dtype=dtype))
+    product = matmul(rows, packed)
+    team = ProductTeam()
+    team.product(rows.data_ptr(), len(rows), packed, product.data_ptr())
+    team.serve()
     query = rope_write(rows, angles, positions, pool, 0, pages, positions, 2, norm, norm)
     starts = torch.tensor([0, 2], dtype=torch.int32)
     paged_attention(query, pool, 0, pages.view(1, 2), starts, positions, 1.0)
