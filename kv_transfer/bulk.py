@@ -331,8 +331,7 @@ class BulkThread:
         """Requests first: a chunk's OpenGrant was handed over before its Grant was sent."""
         arrived = self._receiver.receive()
         self._serve_waiting()
-        for routing_id, frames in arrived:
-            self._receiver.take(routing_id, frames)
+        self._receiver.take(arrived)
 
     def _serve_waiting(self) -> None:
         """Serve all that was handed over, up to the end."""

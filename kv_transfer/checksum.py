@@ -14,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from kv_transfer.actions import TransferKey, VerifyPages
+from kv_transfer.gather import gathered
 from tandem.messages.handoff import ChunkSum
 
 PageArray = NDArray[np.uint8]  # [pages, page_bytes]
@@ -133,7 +134,7 @@ class Verification:
 def hash_pages(hasher: ChunkHasher, pages: PageArray, indices: tuple[int, ...]) -> None:
     """Feed pages in this order, without keeping other threads from the interpreter."""
     if pages.shape[1] < LARGE_PAGE_BYTES:
-        hasher.update(pages[list(indices)].reshape(-1))
+        hasher.update(gathered(pages, indices))
         return
     for index in indices:
         hasher.update(pages[index])

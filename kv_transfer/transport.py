@@ -23,6 +23,7 @@ from kv_transfer.actions import (
     WritePages,
 )
 from kv_transfer.checksum import LARGE_PAGE_BYTES, ChunkHasher, PageArray
+from kv_transfer.gather import gathered
 
 SLICE_BYTES = 1 << 20  # copied between two looks at requests and sockets: about 0.2 ms
 PROBE_S = 0.02  # what measuring a mapping may take
@@ -84,10 +85,10 @@ def copy_pages(
 ) -> None:
     """Copy page by page, or small ones together: `LARGE_PAGE_BYTES` says why."""
     if source.shape[1] < LARGE_PAGE_BYTES:
-        staged = source[list(source_pages)]
+        staged = gathered(source, source_pages)
         if hasher is not None:
-            hasher.update(staged.reshape(-1))
-        target[list(target_pages)] = staged
+            hasher.update(staged)
+        target[list(target_pages)] = staged.reshape(-1, source.shape[1])
         return
     for source_page, target_page in zip(source_pages, target_pages, strict=True):
         target[target_page] = source[source_page]

@@ -1,8 +1,9 @@
 """Pages over ZeroMQ, for any two hosts: sockets of their own, chunks, a window of credit.
 
-The writer's end. Chunks are staged copies, so no pool page is ever referenced by a socket's queue.
-An acknowledgement means "in the pool"; a write is answered when all its chunks are. Malformed
-frames are counted and dropped. `zmq_receiver.py` is the owner's end.
+The writer's end. Chunks are staged copies, so no pool page is ever referenced by a socket's queue;
+a copy's memory is used again once its chunk was acknowledged, never after a write was stopped. An
+acknowledgement means "in the pool"; a write is answered when all its chunks are. Malformed frames
+are counted and dropped. `zmq_receiver.py` is the owner's end.
 """
 
 import time
@@ -16,6 +17,8 @@ import zmq
 
 from kv_transfer.actions import PagesWritten, ReadPages, TransferKey, WriteFailed, WritePages
 from kv_transfer.checksum import ChunkHasher, PageArray
+from kv_transfer.gather import gather_into
+from kv_transfer.staging import Staged, Staging
 from kv_transfer.transport import Failed, PeerEvent, PoolRequest, start_hash
 from kv_transfer.zmq_frames import (
     CHUNK_BYTES,
@@ -29,6 +32,8 @@ from kv_transfer.zmq_frames import (
     decode_to_writer,
     dial,
     encode,
+    receive_frames,
+    send_frames,
 )
 from kv_transfer.zmq_reads import Reads
 
@@ -48,7 +53,7 @@ class _Write:
     request: WritePages
     hasher: ChunkHasher
     num_sent: int = 0  # bytes
-    unacked: set[int] = field(default_factory=set)
+    unacked: dict[int, Staged] = field(default_factory=dict)  # by start
 
 
 class ZmqPool:
@@ -69,6 +74,8 @@ class ZmqPool:
         self._writes: OrderedDict[tuple[int, int], _Write] = OrderedDict()  # (grant, first)
         self._owner_of: dict[tuple[int, int], tuple[int, int]] = {}  # (grant, start) -> write
         self._reads = Reads(source)
+        self._chunk_pages = max(1, CHUNK_BYTES // self._page_bytes)
+        self._staging = Staging(min(self._chunk_pages * self._page_bytes, CHUNK_BYTES))
         self._progress_at = 0.0
         self._is_blocked = False
         self._address = address
@@ -109,10 +116,7 @@ class ZmqPool:
         events = self._take_answers(now)
         self._is_blocked = False
         for _ in range(MAX_SENDS):
-            if not self._has_credit() or not self._has_unsent():
-                break
-            if not self._send_next():
-                self._is_blocked = True  # not connected, or its queue is full
+            if not self._has_credit() or not self._send_next():
                 break
         if self._is_busy() and now - self._progress_at > STALL_S:
             reason = f"no acknowledgement from the page owner for {STALL_S:g} s"
@@ -179,19 +183,23 @@ class ZmqPool:
         return None
 
     def _send_next(self) -> bool:
-        """Ask for a part or send a chunk; False where the socket takes nothing."""
+        """Ask for a part or send a chunk; False where there is none, or the socket takes none."""
         read = self._reads.next_request()
-        if read is None:
+        if read is not None:
+            is_sent = self._send(encode(read))
+            if is_sent:
+                self._reads.asked(read)
+        else:
             write = self._unsent()
-            return write is not None and self._send_chunk(write)
-        if not self._send(encode(read)):
-            return False
-        self._reads.asked(read)
-        return True
+            if write is None:
+                return False
+            is_sent = self._send_chunk(write)
+        self._is_blocked = not is_sent  # not connected, or its queue is full
+        return is_sent
 
-    def _send(self, frames: Sequence[bytes | memoryview]) -> bool:
+    def _send(self, frames: Sequence[bytes | zmq.Frame]) -> bool:
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            send_frames(self._socket, frames)
         except zmq.Again:
             return False
         return True
@@ -199,18 +207,20 @@ class ZmqPool:
     def _send_chunk(self, write: _Write) -> bool:
         request = write.request
         position, offset = divmod(write.num_sent, self._page_bytes)
-        if self._page_bytes > CHUNK_BYTES:
-            page = request.source_pages[position]
-            chunk = self._source[page, offset : offset + CHUNK_BYTES].copy()
+        pages = request.source_pages[position : position + self._chunk_pages]
+        num_bytes = min(len(pages) * self._page_bytes - offset, CHUNK_BYTES)
+        staged = self._staging.take(num_bytes)
+        if len(pages) == 1:
+            staged.chunk[:] = self._source[pages[0], offset : offset + num_bytes]
         else:
-            end = position + CHUNK_BYTES // self._page_bytes
-            chunk = self._source[list(request.source_pages[position:end])].reshape(-1)
+            gather_into(staged.chunk, self._source, pages)
         start = request.first * self._page_bytes + write.num_sent
-        if not self._send([*encode(PageChunk(request.grant_id, start)), chunk.data]):
+        if not self._send([*encode(PageChunk(request.grant_id, start)), staged.frame]):
+            self._staging.give_back(staged)
             return False
-        write.hasher.update(chunk)
-        write.num_sent += len(chunk)
-        write.unacked.add(start)
+        write.hasher.update(staged.chunk)
+        write.num_sent += num_bytes
+        write.unacked[start] = staged
         self._owner_of[(request.grant_id, start)] = (request.grant_id, request.first)
         return True
 
@@ -218,36 +228,38 @@ class ZmqPool:
         events: list[PeerEvent] = []
         for _ in range(MAX_ANSWERS):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = receive_frames(self._socket)
             except zmq.Again:
                 break
-            event = self._take_answer(frames, now)
-            if event is not None:
-                events.append(event)
+            events += self._take_answer(frames, now)
         return events
 
-    def _take_answer(self, frames: list[zmq.Frame], now: float) -> PeerEvent | None:
+    def _take_answer(self, frames: list[zmq.Frame], now: float) -> list[PeerEvent]:
         try:
             answer, payload = decode_to_writer(frames)
         except (ValueError, msgspec.MsgspecError):
             self.num_malformed += 1
-            return None
+            return []
+        events: list[PeerEvent | None] = []
         if isinstance(answer, ReadAnswer):
             self._progress_at = now
-            return self._reads.take(answer, payload)
-        if isinstance(answer, ChunkAnswer):
-            return self._take_ack(answer, now)
-        return None  # of a trial that was too late
+            events = [self._reads.take(answer, payload)]
+        elif isinstance(answer, ChunkAnswer):
+            grant_id, error = answer.grant_id, answer.error
+            events = [self._take_ack(grant_id, start, error, now) for start in answer.starts]
+        return [event for event in events if event is not None]  # none of a trial that was late
 
-    def _take_ack(self, answer: ChunkAnswer, now: float) -> PeerEvent | None:
-        owner = self._owner_of.pop((answer.grant_id, answer.start), None)
+    def _take_ack(
+        self, grant_id: int, start: int, error: str | None, now: float
+    ) -> PeerEvent | None:
+        owner = self._owner_of.pop((grant_id, start), None)
         write = None if owner is None else self._writes.get(owner)
         if owner is None or write is None:
             return None  # of a write that was stopped
         self._progress_at = now
-        write.unacked.discard(answer.start)
-        if answer.error is not None:
-            return self._drop(write, f"the page owner refused: {answer.error[:500]}")
+        self._staging.give_back(write.unacked.pop(start))
+        if error is not None:
+            return self._drop(write, f"the page owner refused: {error[:500]}")
         num_bytes = len(write.request.source_pages) * self._page_bytes
         if write.unacked or write.num_sent < num_bytes:
             return None

@@ -5,6 +5,7 @@ that sent it: closing a grant here is proof that it receives nothing more. What 
 before it is sent, so no pool page is ever referenced by a socket's queue.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,6 +15,7 @@ import zmq
 from kv_transfer.actions import OpenGrant
 from kv_transfer.checksum import PageArray, read_sum
 from kv_transfer.door import Door
+from kv_transfer.gather import gathered
 from kv_transfer.zmq_frames import (
     CHUNK_BYTES,
     ChunkAnswer,
@@ -28,6 +30,8 @@ from kv_transfer.zmq_frames import (
     decode_to_owner,
     encode,
     listen,
+    receive_frames,
+    send_frames,
 )
 
 MAX_RECEIVES = 4  # chunks taken between two looks at requests: 2 MiB
@@ -83,28 +87,35 @@ class ZmqReceiver:
         arrived: list[tuple[bytes, list[zmq.Frame]]] = []
         while len(arrived) < MAX_RECEIVES:
             try:
-                identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                identity, *frames = receive_frames(self.socket)
             except zmq.Again:
                 break
             arrived.append((identity.bytes, frames))
         return arrived
 
-    def take(self, routing_id: bytes, frames: list[zmq.Frame]) -> None:
-        """Check one message, do what it asks, answer."""
-        try:
-            header, payload = decode_to_owner(frames)
-        except (ValueError, msgspec.MsgspecError):
-            self.num_malformed += 1
-            return
-        writer = self._authenticated(routing_id, frames[1])
-        if isinstance(header, PageRead):
-            self._read(routing_id, writer, header)
-        elif isinstance(header, PageChunk) and payload is not None:
-            error = self._store(writer, header, np.frombuffer(payload.buffer, dtype=np.uint8))
-            self.num_refused += error is not None
-            self._send(routing_id, ChunkAnswer(header.grant_id, header.start, error))
-        elif isinstance(header, Probe):
-            self._send(routing_id, ProbeAnswer(header.number))
+    def take(self, arrived: Sequence[tuple[bytes, list[zmq.Frame]]]) -> None:
+        """Check messages, do what they ask, answer; chunks that were taken with one answer."""
+        taken: dict[tuple[bytes, int], list[int]] = {}  # starts, by peer and grant
+        for routing_id, frames in arrived:
+            try:
+                header, payload = decode_to_owner(frames)
+            except (ValueError, msgspec.MsgspecError):
+                self.num_malformed += 1
+                continue
+            writer = self._authenticated(routing_id, frames[1])
+            if isinstance(header, PageRead):
+                self._read(routing_id, writer, header)
+            elif isinstance(header, Probe):
+                self._send(routing_id, ProbeAnswer(header.number))
+            elif payload is not None:
+                error = self._store(writer, header, np.frombuffer(payload.buffer, dtype=np.uint8))
+                if error is None:
+                    taken.setdefault((routing_id, header.grant_id), []).append(header.start)
+                else:
+                    self.num_refused += 1
+                    self._send(routing_id, ChunkAnswer(header.grant_id, (header.start,), error))
+        for (routing_id, grant_id), starts in taken.items():
+            self._send(routing_id, ChunkAnswer(grant_id, tuple(starts), None))
 
     def _authenticated(self, routing_id: bytes, frame: zmq.Frame) -> bytes | None:
         """The control identity of the sender; None where its key belongs to another."""
@@ -118,11 +129,9 @@ class ZmqReceiver:
         return writer if self.door.writer_of(key) == writer else None
 
     def _send(self, routing_id: bytes, header: ToWriter, payload: PageArray | None = None) -> None:
-        parts = [] if payload is None else [payload.data]
+        parts = [] if payload is None else [zmq.Frame(payload.data, copy=False)]
         try:
-            self.socket.send_multipart(
-                [routing_id, *encode(header), *parts], zmq.NOBLOCK, copy=False
-            )
+            send_frames(self.socket, [routing_id, *encode(header), *parts])
         except zmq.ZMQError:
             self.num_refused += 1  # the writer is gone, or does not read: it will see a stall
 
@@ -163,7 +172,7 @@ class ZmqReceiver:
             end = request.offset + CHUNK_BYTES
             part = self._pages[request.pages[0], request.offset : end].copy()
         else:
-            part = self._pages[list(request.pages)].reshape(-1)
+            part = gathered(self._pages, request.pages)
         checksum = read_sum(request.grant_id, request.pages, request.offset, part)
         self._send(routing_id, ReadAnswer(request.ticket, checksum, None), part)
 

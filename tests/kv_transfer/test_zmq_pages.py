@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import zmq
 
-from kv_transfer.actions import CloseGrant, GrantClosed, OpenGrant, VerifyPages, WriteFailed
+from kv_transfer.actions import (
+    CloseGrant,
+    GrantClosed,
+    OpenGrant,
+    PagesWritten,
+    VerifyPages,
+    WriteFailed,
+)
 from kv_transfer.checksum import read_sum
 from kv_transfer.zmq_frames import (
     CHUNK_BYTES,
@@ -17,7 +24,8 @@ from kv_transfer.zmq_frames import (
     Probe,
     ReadAnswer,
 )
-from kv_transfer.zmq_pages import STALL_S, ZmqPool
+from kv_transfer.zmq_pages import ANSWER_MS, STALL_S, ZmqPool
+from kv_transfer.zmq_receiver import ZmqReceiver
 from tandem.codec import MAGIC
 from tandem.messages.handoff import ChunkSum
 
@@ -178,7 +186,7 @@ def test_w19_missing_bytes_do_not_verify(owner, dial) -> None:
         [MAGIC, msgspec.msgpack.encode(["PageChunk", 7, -1]), b"x"],
         [MAGIC, msgspec.msgpack.encode(["PageChunk", 7, 2**63]), b"x"],
         [MAGIC, msgspec.msgpack.encode([7, 0]), b"x"],
-        [MAGIC, msgspec.msgpack.encode(["ChunkAnswer", 7, 0, None])],
+        [MAGIC, msgspec.msgpack.encode(["ChunkAnswer", 7, [0], None])],
         [MAGIC, msgspec.msgpack.encode({"grant_id": 7, "start": 0}), b"x"],
         [MAGIC, msgspec.msgpack.encode(PageChunk(7, 0))],
         [MAGIC, msgspec.msgpack.encode(Probe(0))],
@@ -245,6 +253,83 @@ def test_credit_bounds_what_is_on_its_way(context, make_write) -> None:
     assert num_received == 16
     assert len(pool.close("done")) == 1
     silent.close(linger=0)
+
+
+def test_what_was_stopped_on_its_way_is_never_written_over(context, make_write) -> None:
+    """Chunks of a stopped write that still wait to be sent keep its bytes under its headers."""
+    silent = context.socket(zmq.ROUTER)
+    silent.set(zmq.RCVHWM, 1)
+    silent.set(zmq.RCVTIMEO, 5000)
+    port = silent.bind_to_random_port("tcp://127.0.0.1")
+    source = np.ones((16, CHUNK_BYTES), np.uint8)
+    source[8:] = 2
+    pool = ZmqPool(context, source, identity=WRITER, address=f"tcp://127.0.0.1:{port}")
+    first = make_write("d0", tuple(range(8)), tuple(range(8)), grant_id=1)
+    second = make_write("d0", tuple(range(8, 16)), tuple(range(8)), grant_id=2, request=2)
+    pool.submit(first, 0.0)
+    while pool.patience_ms != ANSWER_MS:  # all is sent
+        pool.advance(0.0)
+    assert len(pool.stop(first.key, "stopped")) == 1
+    pool.submit(second, 0.0)
+    while pool.patience_ms != ANSWER_MS:
+        pool.advance(0.0)
+    for number in range(16):
+        _, _, header, payload = silent.recv_multipart(copy=False)
+        grant_id = msgspec.msgpack.decode(header.bytes, type=PageChunk).grant_id
+        assert grant_id == number // 8 + 1
+        chunk = np.frombuffer(payload.buffer, np.uint8)
+        assert (chunk.min(), chunk.max()) == (grant_id, grant_id)
+    pool.close("done")
+    silent.close(linger=0)
+
+
+def test_chunks_that_came_together_are_answered_together(context) -> None:
+    pages = np.zeros((4, PAGE_BYTES), np.uint8)
+    receiver = ZmqReceiver(context, pages, "127.0.0.1")
+    peer = context.socket(zmq.DEALER)
+    peer.set(zmq.IDENTITY, WRITER)
+    peer.set(zmq.RCVTIMEO, 5000)
+    peer.connect(receiver.address)
+    receiver.open_grant(OpenGrant(7, WRITER, (3, 1)))
+    receiver.open_grant(OpenGrant(8, WRITER, (2,)))
+    for grant_id, start in ((7, 0), (9, 0), (8, 0), (7, PAGE_BYTES)):
+        header = msgspec.msgpack.encode(PageChunk(grant_id, start))
+        peer.send_multipart([MAGIC, header, bytes([grant_id]) * PAGE_BYTES])
+    arrived: list[tuple[bytes, list[zmq.Frame]]] = []
+    while len(arrived) < 4:
+        assert receiver.socket.poll(5000)
+        arrived += receiver.receive()
+    receiver.take(arrived)
+    answers = [msgspec.msgpack.decode(peer.recv_multipart()[1], type=ChunkAnswer) for _ in range(3)]
+    assert answers[0].starts == (0,) and "grant 9 is not open" in (answers[0].error or "")
+    assert answers[1:] == [ChunkAnswer(7, (0, PAGE_BYTES), None), ChunkAnswer(8, (0,), None)]
+    assert [int(page[0]) for page in pages] == [0, 7, 8, 7]
+    assert receiver.num_refused == 1
+    receiver.close()
+    peer.close(linger=0)
+
+
+def test_one_answer_for_all_chunks_ends_the_write(context, make_write) -> None:
+    owner = context.socket(zmq.ROUTER)
+    owner.set(zmq.RCVTIMEO, 5000)
+    port = owner.bind_to_random_port("tcp://127.0.0.1")
+    source = np.zeros((3, CHUNK_BYTES), np.uint8)
+    pool = ZmqPool(context, source, identity=WRITER, address=f"tcp://127.0.0.1:{port}")
+    write = make_write("d0", (0, 1, 2), (4, 2, 0))
+    pool.submit(write, 0.0)
+    while pool.patience_ms != ANSWER_MS:
+        pool.advance(0.0)
+    for _ in range(3):
+        identity, *_ = owner.recv_multipart()
+    starts = tuple(number * CHUNK_BYTES for number in range(3))
+    header = msgspec.msgpack.encode(ChunkAnswer(write.grant_id, (*starts, 5), None))  # 5: of none
+    owner.send_multipart([identity, MAGIC, header])
+    assert pool.socket is not None and pool.socket.poll(5000)
+    (event,) = pool.advance(0.0)
+    assert isinstance(event, PagesWritten) and event.key == write.key
+    assert pool.patience_ms is None
+    pool.close("done")
+    owner.close(linger=0)
 
 
 def test_an_address_that_is_none_says_so(context) -> None:
