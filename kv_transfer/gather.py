@@ -22,7 +22,9 @@ def aligned_bytes(num_bytes: int) -> Bytes:
 
 
 def gather_into(chunk: Bytes, source: Bytes, pages: Sequence[int]) -> None:
-    """Fill `chunk`, [pages * page_bytes], from these pages of `source`, which it must have."""
+    """Fill `chunk`, [pages * page_bytes], from these pages. IndexError for one beyond `source`."""
+    if pages and not (min(pages) >= 0 and max(pages) < len(source)):
+        raise IndexError(f"pages {min(pages)} to {max(pages)} of {len(source)}")
     target = chunk.reshape(len(pages), source.shape[1])
     source.take(pages, axis=0, out=target, mode="clip")  # "raise" would copy twice
 

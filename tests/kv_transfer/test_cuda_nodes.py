@@ -261,6 +261,8 @@ def mapper(writer, owner) -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.parametrize("is_fenced", [False, True])
 def test_a_writer_is_gone_once_the_device_has_settled(gpus, owner, mapper, is_fenced: bool) -> None:
     owner.exchange.submit(OpenGrant(3, WRITER, (5, 0)))
+    owner.exchange.submit(CloseGrant(4))
+    assert owner.event() == GrantClosed(4, False)  # so the other one is open
     if is_fenced:
         owner.exchange.submit(FenceWriter(WRITER))
     else:

@@ -43,3 +43,9 @@ def test_the_frame_sends_what_the_memory_holds() -> None:
     for value in (3, 4):
         staged.chunk[:] = value
         assert staged.frame.buffer.tobytes() == bytes([value]) * 8
+
+
+@pytest.mark.parametrize("pages", [(6,), (0, -1), (2, 7, 1)])
+def test_a_page_beyond_the_source_is_an_error(make_pages, pages: tuple[int, ...]) -> None:
+    with pytest.raises(IndexError, match="of 6"):
+        gathered(make_pages(6, 10), pages)
