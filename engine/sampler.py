@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.argmax import largest_bfloat16
 from engine.grammar import BoolArray, Grammars
 from engine.logprobs import token_logprobs
 from engine.noise import Float64Array
@@ -121,7 +122,9 @@ def _largest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
     Both argmaxes return the first of equals and take a NaN for the largest.
     """
     if logits.device.type == "cpu":
-        wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        if logits.dtype is torch.bfloat16:
+            return largest_bfloat16(logits.view(torch.int16).numpy())
+        wide = logits.float() if logits.dtype is torch.float16 else logits
         rows: NDArray[np.floating] = wide.numpy()
         ids = rows.argmax(axis=1)
         return ids.tolist(), np.isfinite(rows[np.arange(len(ids)), ids]).tolist()

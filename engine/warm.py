@@ -30,7 +30,9 @@ def warm_sampler() -> None:
         logprobs=2,
     )
     request = SampleRequest(params, 1, 0, 0, history, history, ())
-    Sampler().sample(torch.linspace(-1, 1, VOCAB_SIZE).reshape(1, VOCAB_SIZE), [request])
+    logits = torch.linspace(-1, 1, VOCAB_SIZE).reshape(1, VOCAB_SIZE)
+    for dtype in (torch.float32, torch.bfloat16):
+        Sampler().sample(logits.to(dtype), [request])
 
 
 if __name__ == "__main__":

@@ -108,8 +108,7 @@ SUM_BITS = 24
 MAX_SUMMED = 2.0**18
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True):
     """A drawn token; `error` names why none could be drawn (then `token_id` is meaningless).
 
     Where a question was asked, `values` answer it and no token is drawn.

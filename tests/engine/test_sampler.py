@@ -109,6 +109,24 @@ def test_other_dtypes_give_what_their_float32_values_give(dtype: torch.dtype) ->
     assert [r.error for r in narrow] == [None] * len(VARIANTS)
 
 
+def test_the_largest_bfloat16_is_that_of_its_float32_values() -> None:
+    """Over few values there are ties, both zeros and NaN of both signs; rows end within a block."""
+    generator = torch.Generator().manual_seed(5)
+    values = torch.tensor([0.0, -0.0, 1.5, -1.5, 3e38, torch.inf, -torch.inf, torch.nan])
+    bits = torch.cat([values.bfloat16().view(torch.int16), torch.tensor([-0x40, 0x7F81, 1, -1])])
+    num_errors = 0
+    for num_kinds in (1, 2, 3, 5, 7, len(bits)):
+        for vocab in (1, 1023, 1025, 3000):
+            kinds = torch.randperm(len(bits), generator=generator)[:num_kinds]
+            picked = kinds[torch.randint(num_kinds, (6, vocab), generator=generator)]
+            logits = bits.short()[picked].view(torch.bfloat16)
+            logits[:3] = (torch.randn(3, vocab, generator=generator) * 4).bfloat16()
+            narrow = Sampler().sample(logits, [request(temperature=0.0)] * 6)
+            assert narrow == Sampler().sample(logits.float(), [request(temperature=0.0)] * 6)
+            num_errors += sum(r.error is not None for r in narrow)
+    assert num_errors > 10
+
+
 def test_a_row_is_the_same_bits_alone_in_a_batch_and_in_any_position() -> None:
     logits, requests = random_logits(len(VARIANTS), seed=3, vocab=1031), variant_requests()
     together = Sampler().sample(logits, requests)
