@@ -5,7 +5,7 @@ reservation sets all of it aside); where that is not all, pages can run out, row
 requests are preempted (`decode_node/preemption.py`). The oldest can always finish.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -13,6 +13,7 @@ from decode_node.adoption import Adoptions
 from decode_node.entry import Entry, Phase
 from decode_node.preemption import Preemption, is_protected
 from decode_node.replies import explain_misfit, explain_too_few, refusal
+from decode_node.rows import DecodeRows
 from kv_transfer import actions as kv
 from kv_transfer.arrivals import ArrivalPhase
 from kv_transfer.incoming import IncomingTransfers
@@ -53,6 +54,7 @@ class DecodeGuest:
         self._adoptions = Adoptions()
         self._failed: dict[RequestKey, tuple[ErrorCode, str]] = {}  # before their command came
         self._attempts = Attempts()
+        self._rows = DecodeRows(state, self._entries)
 
     # --- commands and hand-offs -------------------------------------------------------------
 
@@ -224,20 +226,19 @@ class DecodeGuest:
 
     def waiting(self) -> tuple[SequenceView, ...]:
         """Requests with KV that no policy has admitted yet."""
-        return self._views(Phase.WAITING)
+        return self._rows.views(Phase.WAITING)
 
     def running(self) -> tuple[SequenceView, ...]:
         """Admitted requests."""
-        return self._views(Phase.RUNNING)
+        return self._rows.views(Phase.RUNNING)
 
     def swapped(self) -> tuple[SequenceView, ...]:
         """Requests with their KV in host memory."""
-        return self._views(Phase.SWAPPED)
+        return self._rows.views(Phase.SWAPPED)
 
-    def _views(self, phase: Phase) -> tuple[SequenceView, ...]:
-        residents = [e.resident for e in self._entries.values() if e.phase is phase]
-        set_aside = self._state.pool.num_set_aside
-        return tuple(r.view(num_set_aside=set_aside(r.key)) for r in residents)
+    def steady_rows(self) -> tuple[RequestKey, ...] | None:
+        """All that run, oldest first, where nothing but their next tokens is to be decided."""
+        return self._rows.steady()
 
     def admit(self, key: RequestKey, now: float) -> bool:
         """The policy admits it; False where a swapped one has no room to come back."""
@@ -249,13 +250,11 @@ class DecodeGuest:
             entry.started_at = now
         return True
 
-    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep | None:
-        """The next token of a running request, with the page that it needs; None where it has to
-        wait for one."""
-        resident = self._entries[key].resident
-        if not self._state.grow(resident):
-            return None
-        return resident.step(num_tokens, self._state.identity.eos_token_ids)
+    def steps(
+        self, keys: Sequence[RequestKey], now: float
+    ) -> tuple[Sequence[RequestKey], list[SequenceStep]]:
+        """Those of these running requests that need not wait for a page, and their next tokens."""
+        return self._rows.steps(keys)
 
     def protected(self) -> frozenset[RequestKey]:
         """Requests that came back from a preemption a moment ago: not to be preempted again."""
@@ -270,25 +269,25 @@ class DecodeGuest:
         return self._preemption.unblock(self._entries.values(), now, is_short=is_short)
 
     def computed(
-        self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float
-    ) -> list[NodeAction]:
-        """The step drew the next token."""
-        entry = self._entries[key]
-        assert sampled is not None
-        if sampled.error is not None:
-            self._end(entry, "failed", now, "internal", sampled.error)
-            self._state.distrust(entry.resident)
-            self._state.give_back(entry.resident)
-            return []
-        entry.resident.num_computed += num_tokens
-        self._append(entry, sampled.token_id, sampled.wire_logprobs, now)
-        return []
+        self, keys: Sequence[RequestKey], sampled: Sequence[Sampled | None], now: float
+    ) -> None:
+        """The step drew the next token of each of these."""
+        for key, drawn in zip(keys, sampled, strict=True):
+            entry = self._entries[key]
+            assert drawn is not None
+            if drawn.error is None:
+                entry.resident.num_computed += 1
+                self._append(entry, drawn.token_id, drawn.wire_logprobs, now)
+            else:
+                self._end(entry, "failed", now, "internal", drawn.error)
+                self._state.distrust(entry.resident)
+                self._state.give_back(entry.resident)
 
     def _append(
         self, entry: Entry, token_id: int, logprobs: TokenLogprobs | None, now: float
     ) -> None:
         resident = entry.resident
-        index = resident.num_output_tokens
+        index = resident.num_tokens - resident.num_prompt_tokens
         self._state.emitter.token(resident.peer, resident.key, index, token_id, logprobs)
         resident.append(token_id)
         resident.last_token_at = now

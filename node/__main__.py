@@ -43,7 +43,7 @@ from node.resident import Resident
 from node.shell import ALLOWED, COORDINATOR_MESSAGES, PEER_MESSAGES, NodeShell
 from node.state import NodeIdentity, NodeState
 from prefill_node.role import SharedPrefill
-from scheduling.batch.catalogue import make_batch_policy
+from scheduling.batch.catalogue import is_steady_policy, make_batch_policy
 from scheduling.batch.options import split_options
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.catalogue import make_prefill_policy
@@ -165,11 +165,13 @@ def compose_core(config: NodeConfig, device: Device, swap: Swap | None) -> NodeC
         local=decode,
         services=services,
     )
+    batch_options = split_options(config.batch_option)
     return NodeCore(
         state,
         prefill=prefill,
         decode=decode,
-        policy=make_batch_policy(config.batch_policy, split_options(config.batch_option)),
+        policy=make_batch_policy(config.batch_policy, batch_options),
+        is_steady=is_steady_policy(config.batch_policy, batch_options),
         limits=Limits(
             config.max_num_seqs,
             config.num_step_tokens,

@@ -12,11 +12,19 @@ import msgspec
 
 from node.actions import CacheChanged, NodeAction, Reply
 from node.guest import DecodeRole, PrefillRole
+from node.load import node_load
 from node.plan_check import check_plan
 from node.refusals import explain_closed, explain_contradiction, explain_invalid, refusal
 from node.runner import StepBatch, StepResult
 from node.state import NodeState
-from scheduling.views import BatchPolicy, NodeView, RequestKey, Services, StepPlan
+from scheduling.views import (
+    BatchPolicy,
+    NodeView,
+    RequestKey,
+    SequenceView,
+    Services,
+    StepPlan,
+)
 from tandem.messages import evaluation, handoff, serving
 from tandem.messages.common import NodeRef
 from tandem.messages.membership import NodeLoad, RoleWeights
@@ -124,6 +132,7 @@ class NodeCore:
         policy: BatchPolicy,
         limits: Limits,
         services: Services,
+        is_steady: bool = False,
     ) -> None:
         self._state = state
         self._prefill = prefill
@@ -131,6 +140,7 @@ class NodeCore:
         self._policy = policy
         self._limits = limits
         self._services = services
+        self._is_steady = is_steady
         state.costs.start_from(services.costs)
         self.num_steps = 0
         self.num_illegal_plans = 0
@@ -245,8 +255,14 @@ class NodeCore:
         policy: each turn brings one request back or preempts one, so there are few.
         """
         while True:
-            view = self._view(now)
             self.wake_at = None
+            prompts = self._prefill.views(now)
+            rows = None if prompts else self._steady_rows()
+            if rows:
+                step, _ = self._execute(StepPlan(decode=rows), now)
+                assert step is not None, "there is a page for every row"
+                return step
+            view = self._view(prompts, now)
             if not (view.prefill or view.waiting or view.running or view.swapped):
                 return None
             plan = self._legal(view)
@@ -265,6 +281,12 @@ class NodeCore:
             if not self._decode.unblock(now, is_short=is_short):
                 return None
 
+    def _steady_rows(self) -> tuple[RequestKey, ...] | None:
+        """What the policy would plan now without prompts, where that is known without asking it."""
+        rows = self._decode.steady_rows() if self._is_steady else None
+        is_within = rows is not None and len(rows) <= self._limits.max_num_batched_tokens
+        return rows if is_within else None
+
     def _legal(self, view: NodeView) -> StepPlan:
         wanted = self._policy.plan(view, self._services)
         protected = self._decode.protected() if wanted.preempt else frozenset()
@@ -280,27 +302,26 @@ class NodeCore:
         for key, mode in plan.preempt:
             self._decode.preempt(key, mode, now)
         refused = {key for key in plan.admit if not self._decode.admit(key, now)}
-        keys = [key for key in plan.decode if key not in refused]
-        rows = [(key, self._decode.step(key, 1, now)) for key in keys]
-        steps = {key: step for key, step in rows if step is not None}
-        self.num_held += len(plan.decode) - len(steps)
-        sequences = list(steps.values())
+        wanted = [key for key in plan.decode if key not in refused] if refused else plan.decode
+        rows, sequences = self._decode.steps(wanted, now)
+        self.num_held += len(plan.decode) - len(rows)
         sequences += [self._prefill.step(key, num, now) for key, num in plan.prefill]
         if not sequences:
             is_moved = any(mode != "migrate" for _, mode in plan.preempt)
             return None, is_moved or len(refused) < len(plan.admit)
         self._state.costs.step_began(now)
-        plan = replace(plan, decode=tuple(steps))
+        if len(rows) < len(plan.decode):
+            plan = replace(plan, decode=tuple(rows))
         return Step(plan, StepBatch(tuple(sequences), plan.padding_contexts)), True
 
-    def _view(self, now: float) -> NodeView:
+    def _view(self, prompts: tuple[SequenceView, ...], now: float) -> NodeView:
         return NodeView(
             now=now,
             max_num_seqs=self._limits.max_num_seqs,
             max_num_batched_tokens=self._limits.max_num_batched_tokens,
             prefill_weight=self._limits.weights.prefill,
             decode_weight=self._limits.weights.decode,
-            prefill=self._prefill.views(now),
+            prefill=prompts,
             waiting=self._decode.waiting(),
             running=self._decode.running(),
             swapped=self._decode.swapped(),
@@ -325,8 +346,7 @@ class NodeCore:
             self._prefill.use(self._services)
         actions: list[NodeAction] = []
         num_decode = len(step.plan.decode)
-        for key, sampled in zip(step.plan.decode, result.sampled[:num_decode], strict=True):
-            actions += self._decode.computed(key, 1, sampled, now)
+        self._decode.computed(step.plan.decode, result.sampled[:num_decode], now)
         chunks = zip(step.plan.prefill, result.sampled[num_decode:], strict=True)
         for (key, num_tokens), sampled in chunks:
             self._state.num_prompt_tokens += num_tokens
@@ -345,35 +365,7 @@ class NodeCore:
 
     def load(self, step_age_s: float) -> NodeLoad:
         """What heartbeats carry."""
-        work = self._prefill.work()
-        rows, arrived = self._decode.running(), self._decode.waiting()
-        running = len(rows)
-        waiting = len(arrived) + len(self._decode.swapped())
-        num_requests = self._prefill.num_requests + self._decode.num_requests
-        return NodeLoad(
-            num_steps=self.num_steps,
-            step_age_s=step_age_s,
-            num_prefill_waiting=work.num_prompts,
-            num_prefill_tokens_waiting=work.num_tokens,
-            num_decode_running=running,
-            num_decode_waiting=waiting,
-            num_transfers=max(0, num_requests - work.num_prompts - running - waiting),
-            num_requests=num_requests + self._state.emitter.num_unacknowledged,
-            num_tokens_out=self._state.emitter.num_tokens,
-            pages=self._state.ledger.counts(),
-            num_preempted=self._decode.num_preempted,
-            num_wasted_tokens=self._state.num_wasted_tokens,
-            num_decode_tokens=sum(row.num_tokens for row in rows),
-            busy_s=self._state.costs.busy_s,
-            costs=self._state.costs.learned,
-            num_held_tokens=work.num_held_tokens + sum(r.num_computed for r in (*rows, *arrived)),
-            num_held_pages=work.num_held_pages + sum(r.num_pages for r in (*rows, *arrived)),
-            num_prompt_tokens=self._state.num_prompt_tokens,
-            num_cached_tokens=self._state.num_cached_tokens,
-            num_transfers_done=self._state.num_handoffs,
-            num_transfers_failed=self._state.num_handoffs_failed,
-            transfer_bytes=self._state.num_handoff_pages * self._state.identity.layout.page_bytes,
-        )
+        return node_load(self._state, self._prefill, self._decode, self.num_steps, step_age_s)
 
     @property
     def num_sending(self) -> int:

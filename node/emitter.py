@@ -14,6 +14,7 @@ RESEND_AFTER_S = 0.5
 LONGEST_RESEND_S = 4.0
 # Half of the control frame's limit: a delta's size is estimated, not measured.
 MAX_MESSAGE_COST = 32_000
+TOKEN_COST = 6
 
 
 @dataclass(slots=True)
@@ -45,22 +46,32 @@ class _Stream:
 
     def take(self, key: RequestKey, budget: int) -> tuple[TokenDelta, int]:
         """Tokens not yet sent, as many as cost at most `budget` (one at least), and their cost."""
-        first = self.sent - self.base
-        cost, num_new = 0, 0
-        for index in range(first, len(self.ids)):
-            size = 6 + (12 + 16 * len(self.logprobs[index].top) if self.logprobs else 0)
-            if num_new and cost + size > budget:
-                break
-            cost, num_new = cost + size, num_new + 1
+        first, ids, logprobs = self.sent - self.base, self.ids, self.logprobs
+        if logprobs:
+            num_new, cost = self._num_within(first, budget)
+        else:
+            num_new = min(len(ids) - first, max(1, budget // TOKEN_COST))
+            cost = num_new * TOKEN_COST
+        end = first + num_new
         delta = TokenDelta(
             request_id=key[0],
             attempt=key[1],
             start=self.sent,
-            ids=tuple(self.ids[first : first + num_new]),
-            logprobs=tuple(self.logprobs[first : first + num_new]),
+            ids=tuple(ids[first:end]) if end - first > 1 else (ids[first],),
+            logprobs=tuple(logprobs[first:end]) if logprobs else (),
         )
         self.sent += num_new
         return delta, cost
+
+    def _num_within(self, first: int, budget: int) -> tuple[int, int]:
+        """How many tokens with logprobs from the `first` on, and their cost."""
+        cost, num_new = 0, 0
+        for index in range(first, len(self.ids)):
+            size = TOKEN_COST + 12 + 16 * len(self.logprobs[index].top)
+            if num_new and cost + size > budget:
+                break
+            cost, num_new = cost + size, num_new + 1
+        return num_new, cost
 
 
 @dataclass(slots=True)
@@ -98,7 +109,7 @@ class Emitter:
         self._node_id = node_id
         self._incarnation = incarnation
         self._streams: dict[bytes, dict[RequestKey, _Stream]] = {}
-        self._fresh: dict[tuple[bytes, RequestKey], None] = {}
+        self._fresh: dict[bytes, dict[RequestKey, _Stream]] = {}  # with news, the oldest first
         self._next_resend_at = 0.0
         self.num_tokens = 0
         self.num_resent = 0
@@ -117,7 +128,7 @@ class Emitter:
         stream.ids.append(token_id)
         if logprobs is not None:
             stream.logprobs.append(logprobs)
-        self._fresh[(peer, key)] = None
+        self._note(peer, key, stream)
         self.num_tokens += 1
 
     def prefilled(self, peer: bytes, key: RequestKey, index: int, report: PrefillReport) -> None:
@@ -127,8 +138,9 @@ class Emitter:
     def end(self, peer: bytes, ending: Ending) -> None:
         """Emit an attempt's end; after it the attempt emits nothing."""
         key = (ending.request_id, ending.attempt)
-        self._stream(peer, key, ending.end_index).ending = ending
-        self._fresh[(peer, key)] = None
+        stream = self._stream(peer, key, ending.end_index)
+        stream.ending = ending
+        self._note(peer, key, stream)
 
     def has_ending(self, peer: bytes, key: RequestKey) -> bool:
         """Whether the attempt ended here and its gateway has not yet confirmed it."""
@@ -172,12 +184,12 @@ class Emitter:
     def close(self, peer: bytes, key: RequestKey) -> None:
         """Nobody wants this attempt's tokens any more."""
         self._streams.get(peer, {}).pop(key, None)
-        self._fresh.pop((peer, key), None)
+        self._fresh.get(peer, {}).pop(key, None)
 
     def drop_peer(self, peer: bytes) -> None:
         """The gateway is dead."""
-        for key in self._streams.pop(peer, {}):
-            self._fresh.pop((peer, key), None)
+        self._streams.pop(peer, None)
+        self._fresh.pop(peer, None)
 
     @property
     def num_unacknowledged(self) -> int:
@@ -189,16 +201,17 @@ class Emitter:
     def flush(self, epoch: int, now: float) -> list[tuple[bytes, Emission]]:
         """Messages to send now: everything new, and what waits too long for its acknowledgement."""
         self._find_overdue(now)
-        drafts: dict[bytes, list[_Draft]] = {}
-        for peer, key in self._fresh:
-            stream = self._streams[peer][key]
-            parts = drafts.setdefault(peer, [_Draft()])
-            while stream.has_news:
-                if parts[-1].cost >= MAX_MESSAGE_COST:
-                    parts.append(_Draft())
-                parts[-1].fill(key, stream, now)
+        messages: list[tuple[bytes, Emission]] = []
+        for peer, streams in self._fresh.items():
+            drafts = [_Draft()] if streams else []
+            for key, stream in streams.items():
+                while stream.has_news:
+                    if drafts[-1].cost >= MAX_MESSAGE_COST:
+                        drafts.append(_Draft())
+                    drafts[-1].fill(key, stream, now)
+            messages += [(peer, self._emission(draft, epoch)) for draft in drafts]
         self._fresh.clear()
-        return [(p, self._emission(d, epoch)) for p, parts in drafts.items() for d in parts]
+        return messages
 
     def _emission(self, draft: _Draft, epoch: int) -> Emission:
         return Emission(
@@ -211,11 +224,19 @@ class Emitter:
         )
 
     def _stream(self, peer: bytes, key: RequestKey, index: int) -> _Stream:
-        streams = self._streams.setdefault(peer, {})
+        streams = self._streams.get(peer)
+        if streams is None:
+            streams = self._streams[peer] = {}
         stream = streams.get(key)
         if stream is None:
             stream = streams[key] = _Stream(base=index, sent=index)
         return stream
+
+    def _note(self, peer: bytes, key: RequestKey, stream: _Stream) -> None:
+        fresh = self._fresh.get(peer)
+        if fresh is None:
+            fresh = self._fresh[peer] = {}
+        fresh[key] = stream
 
     def _find_overdue(self, now: float) -> None:
         if now < self._next_resend_at:
@@ -229,5 +250,5 @@ class Emitter:
                     stream.sent, stream.is_ending_sent = stream.base, False
                     stream.is_report_sent = False
                     stream.resend_s = min(2 * stream.resend_s, LONGEST_RESEND_S)
-                    self._fresh[(peer, key)] = None
+                    self._note(peer, key, stream)
                     self.num_resent += 1

@@ -4,6 +4,7 @@ A guest owns its queue, its hand-offs and what becomes of results; the node owns
 device and the pages.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,11 +42,6 @@ class Guest(Protocol):
     def tick(self, now: float) -> list[NodeAction]:
         """Time has passed, or pages were freed: start what can start, resend what is due."""
 
-    def computed(
-        self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float
-    ) -> list[NodeAction]:
-        """The step ran."""
-
     def has(self, key: RequestKey) -> bool:
         """Whether this attempt is waiting, at work or on its way here now."""
 
@@ -78,6 +74,11 @@ class PrefillRole(Guest, Protocol):
 
     def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep:
         """The next chunk of a prompt."""
+
+    def computed(
+        self, key: RequestKey, num_tokens: int, sampled: Sampled | None, now: float
+    ) -> list[NodeAction]:
+        """The chunk was computed."""
 
     def start_local(self, resident: Resident, now: float) -> None:
         """Compute a prompt for the decode guest of this node, without a transfer."""
@@ -116,8 +117,19 @@ class DecodeRole(Guest, Protocol):
     def admit(self, key: RequestKey, now: float) -> bool:
         """The policy admits it; False where a swapped one has no room to come back."""
 
-    def step(self, key: RequestKey, num_tokens: int, now: float) -> SequenceStep | None:
-        """The next token of a running request; None where it has to wait for a page."""
+    def steady_rows(self) -> tuple[RequestKey, ...] | None:
+        """All that run, oldest first, where nobody waits or is swapped and there are pages for all
+        their next tokens; else None."""
+
+    def steps(
+        self, keys: Sequence[RequestKey], now: float
+    ) -> tuple[Sequence[RequestKey], list[SequenceStep]]:
+        """Those of these running requests that need not wait for a page, and their next tokens."""
+
+    def computed(
+        self, keys: Sequence[RequestKey], sampled: Sequence[Sampled | None], now: float
+    ) -> None:
+        """The step drew the next token of each of these."""
 
     def protected(self) -> frozenset[RequestKey]:
         """Requests that came back from a preemption a moment ago: not to be preempted again."""

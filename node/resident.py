@@ -30,6 +30,7 @@ class Resident:
         self.arrived_at = now
         self.num_prompt_tokens = len(spec.prompt_ids)
         self.num_tokens = self.num_prompt_tokens + len(spec.output_ids)
+        self.last_token_id: int | None = None  # of those drawn here
         self.max_total_tokens = self.num_prompt_tokens + spec.params.max_tokens
         self.num_computed = 0
         self.num_cached = 0
@@ -49,17 +50,14 @@ class Resident:
         self._ids[self.num_prompt_tokens : self.num_tokens] = spec.output_ids.array
         self._prompt_ids = self._ids[: self.num_prompt_tokens]
         self._table: Int32Array = np.zeros(-(-len(self._ids) // page_size), np.int32)
+        self._block_table = self._table[:0]
         self._num_pages = 0
+        self.num_page_tokens = 0  # that its pages have room for
 
     @property
     def token_ids(self) -> Int32Array:
         """Known tokens, prompt and output."""
         return self._ids[: self.num_tokens]
-
-    @property
-    def last_token_id(self) -> int:
-        """The newest token."""
-        return int(self._ids[self.num_tokens - 1])
 
     @property
     def num_output_tokens(self) -> int:
@@ -98,7 +96,7 @@ class Resident:
     def add_pages(self, pages: list[int]) -> None:
         """Append pages."""
         self._table[self._num_pages : self._num_pages + len(pages)] = pages
-        self._num_pages += len(pages)
+        self._set_num_pages(self._num_pages + len(pages))
 
     def match(self, num_pages: int) -> None:
         """Its first pages were cached before; what it filled before a preemption stays its own."""
@@ -109,37 +107,40 @@ class Resident:
     def drop_pages(self) -> list[int]:
         """Give all pages away and forget what was computed."""
         pages = self.pages
-        self._num_pages = 0
+        self._set_num_pages(0)
         self.num_computed = 0
         return pages
+
+    def _set_num_pages(self, num_pages: int) -> None:
+        self._num_pages = num_pages
+        self._block_table = self._table[:num_pages]
+        self.num_page_tokens = num_pages * self._page_size
 
     def append(self, token_id: int) -> None:
         """Add a sampled token."""
         self._ids[self.num_tokens] = token_id
         self.num_tokens += 1
+        self.last_token_id = token_id
 
     def step(self, num_new: int, eos_token_ids: tuple[int, ...]) -> SequenceStep:
         """The next `num_new` tokens as work for the runner; samples when they reach the end."""
-        end = self.num_computed + num_new
-        return SequenceStep(
-            token_ids=self._ids[self.num_computed : end],
-            start=self.num_computed,
-            block_table=self._table[: self._num_pages],
-            sample=self._sample(eos_token_ids) if end == self.num_tokens else None,
-        )
-
-    def _sample(self, eos_token_ids: tuple[int, ...]) -> SampleRequest:
-        spec = self.spec
-        return SampleRequest(
-            params=spec.params,
-            seed=spec.seed,
-            choice=spec.choice,
-            output_index=self.num_tokens - self.num_prompt_tokens,
-            prompt_ids=self._prompt_ids,
-            output_ids=self._ids[self.num_prompt_tokens : self.num_tokens],
-            eos_token_ids=eos_token_ids,
-            key=self.key,
-        )
+        # Made for every row of every step: arguments by place take half the time of named ones.
+        begin, num_tokens = self.num_computed, self.num_tokens
+        end = begin + num_new
+        sample = None
+        if end == num_tokens:
+            spec, num_prompt = self.spec, self.num_prompt_tokens
+            sample = SampleRequest(
+                spec.params,
+                spec.seed,
+                spec.choice,
+                num_tokens - num_prompt,
+                self._prompt_ids,
+                self._ids[num_prompt:num_tokens],
+                eos_token_ids,
+                self.key,
+            )
+        return SequenceStep(self._ids[begin:end], begin, self._block_table, sample)
 
     def view(self, *, num_set_aside: int = 0) -> SequenceView:
         """What policies see; so many pages are set aside for it beyond its promise."""

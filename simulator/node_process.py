@@ -167,11 +167,13 @@ class NodeProcess:
             local=self.decode,
             services=services,
         )
+        policy, is_steady = make_policy(knobs, setup.index)
         self.core = NodeCore(
             self.state,
             prefill=self.prefill,
             decode=self.decode,
-            policy=make_policy(knobs, setup.index),
+            policy=policy,
+            is_steady=is_steady,
             limits=Limits(
                 knobs.max_num_seqs,
                 max(knobs.max_num_batched_tokens, knobs.max_num_seqs),

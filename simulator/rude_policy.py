@@ -2,7 +2,7 @@
 
 import random
 
-from scheduling.batch.catalogue import make_batch_policy
+from scheduling.batch.catalogue import is_steady_policy, make_batch_policy
 from scheduling.batch.composing import oldest_first
 from scheduling.views import BatchPolicy, NodeView, PreemptMode, RequestKey, Services, StepPlan
 from simulator.knobs import Knobs
@@ -36,8 +36,8 @@ class RudePolicy:
         )
 
 
-def make_policy(knobs: Knobs, index: int) -> BatchPolicy:
-    """The policy of a node of this scenario."""
+def make_policy(knobs: Knobs, index: int) -> tuple[BatchPolicy, bool]:
+    """The policy of a node of this scenario, and whether it is steady."""
     if knobs.batch_policy == "rude":
-        return RudePolicy(random.Random(f"rude {knobs.seed} {index}"))
-    return make_batch_policy(knobs.batch_policy)
+        return RudePolicy(random.Random(f"rude {knobs.seed} {index}")), False
+    return make_batch_policy(knobs.batch_policy), is_steady_policy(knobs.batch_policy)

@@ -171,4 +171,5 @@ def _core(layout: KVLayout, num_pages: int, num_rows: int, vocab_size: int) -> N
         policy=make_batch_policy("fifo"),
         limits=Limits(num_rows, MAX_TOKENS_PER_STEP, RoleWeights(prefill=1, decode=1)),
         services=services,
+        is_steady=True,
     )

@@ -6,7 +6,7 @@ what its entry declares.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -54,7 +54,9 @@ class PolicyEntry:
     work_conserving: with anything to compute, no step is empty. non_preemptive: preempts where
     pages run out, never for the sake of its order. max_wait_s: how long it lets an idle node wait
     for company at most, with default options. orders_by_prediction: mean latency gains from good
-    predictions of length.
+    predictions of length. is_steady: without prompts, waiting or swapped requests, and with
+    pages for all that run, it decodes these, oldest first, at any time and whatever came before, so
+    a node need not ask.
     """
 
     summary: str
@@ -64,6 +66,7 @@ class PolicyEntry:
     non_preemptive: bool = True
     max_wait_s: float = 0.0
     orders_by_prediction: bool = False
+    is_steady: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,13 @@ class CommonOptions:
 
 
 BATCH_POLICIES: dict[str, PolicyEntry] = {
-    "fifo": PolicyEntry("continuous batching, first come first served", lambda _: FifoPolicy()),
+    "fifo": PolicyEntry(
+        "continuous batching, first come first served", lambda _: FifoPolicy(), is_steady=True
+    ),
     "orca": PolicyEntry(
-        "admits where the full length fits, computes prompts whole", lambda _: OrcaPolicy()
+        "admits where the full length fits, computes prompts whole",
+        lambda _: OrcaPolicy(),
+        is_steady=True,
     ),
     "static": PolicyEntry(
         "a batch runs until its longest request ends; ended rows are computed on",
@@ -113,18 +120,25 @@ BATCH_POLICIES: dict[str, PolicyEntry] = {
         max_wait_s=DEFAULT_MAX_WAIT_S,
     ),
     "sarathi": PolicyEntry(
-        "chunked prefill under a token budget, decodes first", SarathiPolicy, SarathiOptions
+        "chunked prefill under a token budget, decodes first",
+        SarathiPolicy,
+        SarathiOptions,
+        is_steady=True,
     ),
     "priority": PolicyEntry(
         "higher priority takes rows and pages from lower",
         lambda _: priority_policy(),
         non_preemptive=False,
+        is_steady=True,
     ),
-    "spf": PolicyEntry("shortest prompt first", lambda _: RankedPolicy(shortest_prompt)),
+    "spf": PolicyEntry(
+        "shortest prompt first", lambda _: RankedPolicy(shortest_prompt), is_steady=True
+    ),
     "sjf": PolicyEntry(
         "shortest predicted answer first",
         lambda _: RankedPolicy(shortest_answer),
         orders_by_prediction=True,
+        is_steady=True,
     ),
     "srpt": PolicyEntry(
         "shortest remaining answer first, may stop others",
@@ -136,6 +150,7 @@ BATCH_POLICIES: dict[str, PolicyEntry] = {
     "hrrn": PolicyEntry(
         "highest response ratio next: short ones first, yet nobody waits for ever",
         lambda _: RankedPolicy(highest_response_ratio),
+        is_steady=True,
     ),
     "ltr": PolicyEntry(
         "by a learned score, may stop others",
@@ -197,6 +212,12 @@ BATCH_POLICIES: dict[str, PolicyEntry] = {
 }
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def is_steady_policy(name: str, options: Mapping[str, str] = _NONE) -> bool:
+    """Whether `make_batch_policy` gives a steady one; a wrapper may count steps."""
+    wrapping = {field.name for field in fields(CommonOptions)}
+    return BATCH_POLICIES[name].is_steady and not wrapping & options.keys()
 
 
 def make_batch_policy(name: str, options: Mapping[str, str] = _NONE) -> BatchPolicy:

@@ -21,7 +21,7 @@ from node.resident import Resident
 from node.runner import Runner
 from node.state import NodeIdentity, NodeState
 from prefill_node.role import SharedPrefill
-from scheduling.batch.catalogue import make_batch_policy
+from scheduling.batch.catalogue import is_steady_policy, make_batch_policy
 from scheduling.costs import UNKNOWN_COSTS
 from scheduling.prefill.fifo import FifoPrefill
 from scheduling.views import BatchPolicy, PrefillPolicy, Services
@@ -78,6 +78,7 @@ class Node:
         num_swap_pages: int = 1000,
         batch_policy: BatchPolicy | None = None,
         prefill_policy: PrefillPolicy | None = None,
+        is_steady: bool | None = None,
     ) -> None:
         self.name = name
         self.identity = f"node/{name}/1".encode()
@@ -116,6 +117,9 @@ class Node:
             prefill=self.prefill,
             decode=self.decode,
             policy=batch_policy or make_batch_policy(policy),
+            is_steady=batch_policy is None and is_steady_policy(policy)
+            if is_steady is None
+            else is_steady,
             limits=Limits(rows, 40, RoleWeights(prefill=1, decode=1)),
             services=services,
         )

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from scheduling.batch.catalogue import BATCH_POLICIES, make_batch_policy
-from scheduling.views import NodeView, SequenceView, Services
+from scheduling.batch.catalogue import BATCH_POLICIES, is_steady_policy, make_batch_policy
+from scheduling.batch.composing import num_pages_to_grow, oldest_first
+from scheduling.views import NodeView, SequenceView, Services, StepPlan
 from tests.scheduling.conformance.traces import burst, hostile, mixed
 from tests.scheduling.conformance.world import COSTS, Arrival, Shape, World, key_of
 
@@ -74,6 +75,24 @@ def test_declared_flags_hold(name: str) -> None:
         assert world.num_idle_with_work == 0
     alone = run(name, [Arrival(0.5, 40, 6, max_answer=8)])
     assert alone.longest_idle_s <= entry.max_wait_s + 1e-9
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if BATCH_POLICIES[n].is_steady])
+@pytest.mark.parametrize("shape", [AMPLE, SHORT, TIGHT], ids=["ample", "short", "tight"])
+def test_a_steady_policy_need_not_be_asked(name: str, shape: Shape) -> None:
+    """Nor told: what it plans when something is to be decided does not depend on what it saw."""
+    assert is_steady_policy(name)
+    assert not is_steady_policy(name, {"guard_steps": "9"})
+    world = run(name, mixed(24), shape)
+    num_steady = 0
+    for view, plan in zip(world.views, world.plans, strict=True):
+        assert make_batch_policy(name).plan(view, world.services) == plan
+        need = sum(num_pages_to_grow(s, view.page_size) for s in view.running)
+        is_alone = not (view.prefill or view.waiting or view.swapped)
+        if is_alone and need <= view.num_free_pages:
+            assert plan == StepPlan(decode=tuple(s.key for s in oldest_first(view.running)))
+            num_steady += 1
+    assert num_steady > 4
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if BATCH_POLICIES[n].orders_by_prediction])
