@@ -19,7 +19,7 @@ from tandem.sampling import SamplingParams
 Int32Array = NDArray[np.int32]
 
 
-class SampleRequest(msgspec.Struct, frozen=True):
+class SampleRequest(msgspec.Struct, frozen=True, gc=False):
     """How to draw the token that follows a sequence's last computed token.
 
     `prompt_ids` and `output_ids` are the original split (penalties see it so even after a
@@ -69,7 +69,7 @@ class ChunkValues:
     top_logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
-class SequenceStep(msgspec.Struct, frozen=True):
+class SequenceStep(msgspec.Struct, frozen=True, gc=False):
     """One sequence's part of a step: its next tokens.
 
     Computes `token_ids` at absolute positions `start, start + 1, ...`; the KV of positions below
@@ -108,7 +108,7 @@ SUM_BITS = 24
 MAX_SUMMED = 2.0**18
 
 
-class Sampled(msgspec.Struct, frozen=True):
+class Sampled(msgspec.Struct, frozen=True, gc=False):
     """A drawn token; `error` names why none could be drawn (then `token_id` is meaningless).
 
     Where a question was asked, `values` answer it and no token is drawn.
