@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import kv_transfer.requests
@@ -19,7 +19,6 @@ from decode_node.guest import DecodeGuest
 from kv_transfer import actions as kv
 from kv_transfer.departures import Departure
 from kv_transfer.incoming import IncomingTransfers
-from node.actions import NodeAction
 from node.runner import Sampled
 from prefill_node.job import Job
 from scheduling.views import RequestKey
@@ -97,10 +96,14 @@ class Stamps:
             return admit(guest, key, now)
 
         def noted_computed(
-            guest: DecodeGuest, key: RequestKey, num: int, sampled: Sampled | None, now: float
-        ) -> list[NodeAction]:
-            self._note(TOKEN, key, now)
-            return computed(guest, key, num, sampled, now)
+            guest: DecodeGuest,
+            keys: Sequence[RequestKey],
+            sampled: Sequence[Sampled | None],
+            now: float,
+        ) -> None:
+            for key in keys:
+                self._note(TOKEN, key, now)
+            computed(guest, keys, sampled, now)
 
         _replace(DecodeGuest, "admit", noted_admit)
         _replace(DecodeGuest, "computed", noted_computed)

@@ -96,7 +96,9 @@ class CommandRefused(Message, frozen=True, kw_only=True, forbid_unknown_fields=T
     message: ShortText
 
 
-class TokenDelta(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True, gc=False):
+class TokenDelta(
+    Wire, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True, gc=False
+):
     """Tokens `start, start + 1, ...` of an attempt; `logprobs` is empty or as long as `ids`."""
 
     request_id: RequestId

@@ -36,7 +36,7 @@ class Recorded(Node):
             return ask(*args)
 
         self.core.plan = noted  # type: ignore[method-assign]
-        self.core._policy.plan = asked  # type: ignore[method-assign]
+        self.core._policy.plan = asked  # type: ignore[method-assign, assignment]
 
 
 def plain(step: Step) -> tuple[object, ...]:
