@@ -14,6 +14,7 @@ from engine.decoder import Decoder, kv_layout
 from engine.grammar import Grammars
 from engine.kv_pool import TORCH_DTYPES, AllocateBuffer, make_kv_pool
 from engine.memory import MemoryBudget, available_bytes, plan_memory
+from engine.on_device import on_device
 from engine.parts import pair_cost
 from engine.resident_build import StepLimits, make_resident_runner, measure_step_bytes
 from engine.resident_runner import ResidentRunner
@@ -86,6 +87,21 @@ def build_runner(
     advice: bad weights, a context longer than the model's, or too little memory.
     """
     device = torch.device(options.device)
+    with on_device(device):
+        return _build(folder, config, options, device, allocate, on_phase, progress, grammars)
+
+
+def _build(
+    folder: Path,
+    config: ModelConfig,
+    options: EngineOptions,
+    device: torch.device,
+    allocate: AllocateBuffer | None,
+    on_phase: OnPhase,
+    progress: Progress,
+    grammars: Grammars | None,
+) -> BuiltRunner:
+    """See `build_runner`; the device is the current one."""
     dtype = model_dtype(options, config)
     max_model_len = _max_model_len(options, config)
     with _phase(on_phase, "load weights"):

@@ -12,8 +12,10 @@ from functools import partial
 import torch
 
 from engine.decoder import Decoder
-from engine.resident_batch import CHOICE, INDEX, SEED, TEMPERATURE, ResidentBatch
+from engine.resident_batch import ResidentBatch
 from engine.sampler_reference import draw_unfiltered_reference
+from kernels.argmax import argmax_rows, argmax_rows_reference
+from kernels.decode_rows import CHOICE, INDEX, SEED, TEMPERATURE
 from kernels.gumbel_argmax import gumbel_argmax
 
 StaticStep = Callable[[], torch.Tensor]
@@ -45,20 +47,16 @@ def draw_and_advance(rows: ResidentBatch, logits: torch.Tensor, *, with_noise: b
     Without noise every row takes its largest logit, the lowest id among equals; with it the rows
     with a temperature draw as `engine/sampler_reference.py` says, where no filter is asked for.
     """
-    token_ids = logits.argmax(-1)
-    largest = logits.gather(-1, token_ids.unsqueeze(1))
+    token_ids, largest = (argmax_rows if logits.is_cuda else argmax_rows_reference)(logits)
     if with_noise:
         state = rows.state[: len(logits)]
         temperature = state[:, TEMPERATURE].view(torch.float64)
-        # In torch the noise is some 250 kernels and ten times the logits in float64.
-        draw = gumbel_argmax if logits.is_cuda else draw_unfiltered_reference
-        drawn = draw(
-            logits,
-            torch.where(temperature > 0, temperature, 1.0),
-            *(state[:, column] for column in (SEED, CHOICE, INDEX)),
-        )
-        token_ids = torch.where(temperature > 0, drawn, token_ids)
-    rows.advance(token_ids, largest.squeeze(1).isfinite())
+        keys = [temperature, *(state[:, column] for column in (SEED, CHOICE, INDEX))]
+        if logits.is_cuda:  # in torch the noise is some 250 kernels, ten times the logits' bytes
+            token_ids = gumbel_argmax(logits, largest, *keys)
+        else:
+            token_ids = draw_unfiltered_reference(logits, *keys)
+    rows.advance(token_ids, largest)
 
 
 class DecodeGraphs:

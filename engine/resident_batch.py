@@ -17,11 +17,17 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from engine.batch import Batch
+from kernels.decode_rows import (
+    NUM_COLUMNS,
+    TEMPERATURE,
+    TOKEN,
+    advance_rows,
+    advance_rows_reference,
+    begin_rows,
+    begin_rows_reference,
+)
 from node.runner import SequenceStep
 
-# Columns of `state`, int64; TEMPERATURE holds the bits of a float64, SEED those of an unsigned one.
-TOKEN, POSITION, IS_LIVE, SEED, CHOICE, INDEX, TEMPERATURE = range(7)
-NUM_COLUMNS = 7
 UNKNOWN_TOKEN = -1  # drawn on the device, its copy has not arrived
 Hint = object  # names a sequence over steps, to find its old row; a wrong one costs a copy
 
@@ -104,16 +110,16 @@ class ResidentBatch:
     def batch(self, num_rows: int) -> Batch:
         """The first rows as a batch of decode rows; all of it is computed on the device."""
         state, tables = self.state[:num_rows], self.tables[:num_rows]
-        positions = state[:, POSITION]
-        pages = tables.gather(1, (positions // self._page_size).unsqueeze(1)).squeeze(1)
+        begin = begin_rows if state.is_cuda else begin_rows_reference
+        positions, page_ids, offsets, context_lens = begin(state, tables, self._page_size)
         return Batch(
             token_ids=state[:, TOKEN],
-            positions=positions.int(),
-            page_ids=pages,
-            offsets=(positions % self._page_size).int(),
+            positions=positions,
+            page_ids=page_ids,
+            offsets=offsets,
             block_tables=tables,
             query_starts=self._query_starts[: num_rows + 1],
-            context_lens=(positions + 1).int(),
+            context_lens=context_lens,
             sample_rows=self._sample_rows[:num_rows],
             num_decode=num_rows,
             requests=(),
@@ -139,16 +145,14 @@ class ResidentBatch:
             sequence_ids=chunks.sequence_ids,
         )
 
-    def advance(self, token_ids: torch.Tensor, is_finite: torch.Tensor) -> None:
+    def advance(self, token_ids: torch.Tensor, largest: torch.Tensor) -> None:
         """Write what the first rows drew, int64 [n], where the next step and the host find it.
 
-        An idle row stays what it is.
+        largest: their largest logits. An idle row stays what it is.
         """
-        state = self.state[: len(token_ids)]
-        torch.stack((token_ids, is_finite.long()), 1, out=self.results[: len(token_ids)])
-        state[:, TOKEN] = token_ids * state[:, IS_LIVE]
-        state[:, POSITION] += state[:, IS_LIVE]
-        state[:, INDEX] += state[:, IS_LIVE]
+        count = len(token_ids)
+        advance = advance_rows if token_ids.is_cuda else advance_rows_reference
+        advance(self.state[:count], self.results[:count], token_ids, largest)
 
     def advanced(self, places: Sequence[int]) -> None:
         """A step with these rows was launched: they hold the tokens that it draws."""

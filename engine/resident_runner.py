@@ -14,6 +14,7 @@ from engine.batch import build_batch, padding_row
 from engine.decoder import Decoder
 from engine.graphs import DecodeGraphs, draw_and_advance
 from engine.kv_pool import KVPool
+from engine.on_device import on_device
 from engine.resident_batch import Draw, ResidentBatch, RowStep
 from engine.runner import Sample, TorchRunner
 from engine.sampler import NOT_NUMBERS, is_unfiltered
@@ -107,7 +108,7 @@ class ResidentRunner:
         has_questions = any(s.question is not None for s in batch.sequences)
         if has_questions or not 0 < num_rows <= self.rows.max_rows:
             return Deferred(self._plain.run, batch)
-        with torch.inference_mode():
+        with on_device(self._device), torch.inference_mode():
             in_flight = self._launch(batch, singles)
         self._is_in_flight = True
         return in_flight
@@ -172,9 +173,11 @@ class ResidentRunner:
                 error = None if is_finite else NOT_NUMBERS
                 sampled[i] = Sampled(token_id=token_id if is_finite else 0, error=error)
         if rest:
-            with torch.inference_mode():
-                logits = step.logits[[step.logits_rows[i] for i in rest]]
-            for i, result in zip(rest, self._sample(logits, list(rest.values())), strict=True):
+            with on_device(self._device):
+                with torch.inference_mode():
+                    logits = step.logits[[step.logits_rows[i] for i in rest]]
+                results = self._sample(logits, list(rest.values()))
+            for i, result in zip(rest, results, strict=True):
                 sampled[i] = result
         return StepResult(tuple(sampled))
 

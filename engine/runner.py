@@ -14,6 +14,7 @@ from engine.batch import Batch, build_batch
 from engine.decoder import Decoder, States
 from engine.evaluation import answer
 from engine.kv_pool import KVPool
+from engine.on_device import on_device
 from engine.parts import FEW_ROWS, Part, cut_step
 from engine.step_threads import StepThreads, Written
 from kernels.cpu.team import ProductTeam
@@ -77,7 +78,8 @@ class TorchRunner:
             ids = [part.sequence_ids[i] for i in batch.sequence_ids]
             return list(zip(ids, rows, strict=True))
 
-        found = chain.from_iterable(self._threads.run(self._cut(step), compute))
+        with on_device(self._device):
+            found = chain.from_iterable(self._threads.run(self._cut(step), compute))
         return torch.stack([row for _, row in sorted(found, key=itemgetter(0))])
 
     def run(self, batch: StepBatch) -> StepResult:
@@ -89,7 +91,9 @@ class TorchRunner:
         sampled: list[Sampled | None] = [None] * len(batch.sequences)
         parts = self._cut(batch)
         if parts:
-            for part, drawn in zip(parts, self._threads.run(parts, self._run_part), strict=True):
+            with on_device(self._device):
+                results = self._threads.run(parts, self._run_part)
+            for part, drawn in zip(parts, results, strict=True):
                 for sequence_id, result in drawn:
                     sampled[part.sequence_ids[sequence_id]] = result
         return StepResult(tuple(sampled))

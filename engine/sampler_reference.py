@@ -47,13 +47,16 @@ def draw_unfiltered_reference(
 ) -> torch.Tensor:
     """The tokens of `draw_reference` with all filters off, from logits [R, V], without a sort.
 
-    temperature float64 [R], the others int64 [R].
+    temperature float64 [R], 0 for the largest logit without noise; the others int64 [R].
     """
     scores = logits.double()
-    scaled = (scores - scores.amax(-1, keepdim=True)) / temperature.unsqueeze(1)
+    is_noisy = temperature.unsqueeze(1) > 0
+    divisor = torch.where(is_noisy, temperature.unsqueeze(1), 1.0)
+    scaled = (scores - scores.amax(-1, keepdim=True)) / divisor
     token_ids = torch.arange(scores.shape[-1], device=scores.device)
     seed, choice, index = (column.unsqueeze(1) for column in (seed, choice, index))
-    return (scaled + gumbel_reference(seed, choice, index, token_ids)).argmax(-1)
+    noise = gumbel_reference(seed, choice, index, token_ids)
+    return torch.where(is_noisy, scaled + noise, scaled).argmax(-1)
 
 
 def filters_reference(values: torch.Tensor, draws: Draws) -> torch.Tensor:

@@ -276,7 +276,8 @@ def decode_attention(
         TILE=tuning.tile,
         BLOCK_GROUP=max(16, heads),
         HEADS=heads,
-        ITEMS=max(2, _MERGE_ELEMENTS // (heads * block_dim)),
+        # 64 items of one head spill as Triton 3.6 compiles them: 32 at most.
+        ITEMS=max(2, _MERGE_ELEMENTS // (max(2, heads) * block_dim)),
         BLOCK_DIM=block_dim,
         enable_fp_fusion=True,
         num_warps=tuning.num_warps,

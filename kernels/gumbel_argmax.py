@@ -1,6 +1,7 @@
 """One token per row by the Gumbel-max trick: temperature and noise, no filters, no sort.
 
-    out[r] = argmax_t ((logits[r, t] - largest[r]) / temperature[r] + g(r, t))
+    out[r] = argmax_t ((logits[r, t] - largest[r]) / temperature[r] + g(r, t)), or, where the
+             temperature is 0, argmax_t logits[r, t]
     g(r, t) = -log(-log((2 b + 1) / 2^53)), b the first 52 bits of Philox4x32-10 with the row's seed
     as key and (t, index, choice, 0) as counter
 
@@ -9,7 +10,7 @@ seed (64 bits as a signed number), choice and index int64 [R]. The bits of g are
 sampler on every device (`engine/noise.py` says how they come about): the same operations, each
 rounded once, in the same order, none fused; its torch reference is `draw_unfiltered_reference` of
 `engine/sampler_reference.py`. Two launches: each block of a row gives its best, the first of the
-largest wins.
+largest wins. The columns of keys may be those of `decode_rows.py`, with a stride.
 """
 
 import torch
@@ -19,7 +20,7 @@ import triton.language as tl
 _BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["vocab"])
+@triton.jit(do_not_specialize=["vocab", "key_stride"])
 def _gumbel_blocks_kernel(
     logits_ptr: tl.tensor,
     row_stride: tl.tensor,
@@ -29,6 +30,7 @@ def _gumbel_blocks_kernel(
     seed_ptr: tl.tensor,
     choice_ptr: tl.tensor,
     index_ptr: tl.tensor,
+    key_stride: tl.tensor,
     best_ptr: tl.tensor,
     token_ptr: tl.tensor,
     BLOCK: tl.constexpr,
@@ -38,17 +40,21 @@ def _gumbel_blocks_kernel(
     token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = token < vocab
     logits = tl.load(logits_ptr + row * row_stride + token, mask=inside, other=float("-inf"))
-    scaled = (logits.to(tl.float64) - tl.load(largest_ptr + row)) / tl.load(temperature_ptr + row)
-    seed = tl.load(seed_ptr + row)
+    key = row * key_stride
+    temperature = tl.load(temperature_ptr + key)
+    is_noisy = temperature > 0.0
+    scaled = logits.to(tl.float64) - tl.load(largest_ptr + row).to(tl.float64)
+    scaled = scaled / tl.where(is_noisy, temperature, 1.0)
+    seed = tl.load(seed_ptr + key)
     bits = _uniform_bits(
         token.to(tl.uint32),
-        tl.load(index_ptr + row).to(tl.uint32),
-        tl.load(choice_ptr + row).to(tl.uint32),
+        tl.load(index_ptr + key).to(tl.uint32),
+        tl.load(choice_ptr + key).to(tl.uint32),
         seed.to(tl.uint32),
         (seed >> 32).to(tl.uint32),
     )
     uniform = (2 * bits + 1).to(tl.float64) * 1.1102230246251565e-16  # 2^-53
-    noisy = scaled - _log(-_log(uniform))
+    noisy = tl.where(is_noisy, scaled - _log(-_log(uniform)), scaled)
     noisy = tl.where(inside, noisy, float("-inf"))
     best, winner = tl.max(noisy, axis=0, return_indices=True, return_indices_tie_break_left=True)
     out = row * tl.num_programs(1) + tl.program_id(1)
@@ -118,15 +124,20 @@ def _gumbel_rows_kernel(
 
 def gumbel_argmax(
     logits: torch.Tensor,
+    largest: torch.Tensor,
     temperature: torch.Tensor,
     seed: torch.Tensor,
     choice: torch.Tensor,
     index: torch.Tensor,
 ) -> torch.Tensor:
-    """int64 [R]; launches, but never waits for the device. A row with a NaN gets some token."""
-    assert logits.stride(1) == 1
+    """int64 [R]; launches, but never waits for the device. A row with a NaN gets some token.
+
+    largest: of each row, of a dtype that holds it exactly, contiguous.
+    """
+    columns = (temperature, seed, choice, index)
+    assert logits.stride(1) == 1 and largest.is_contiguous()
     assert temperature.dtype == torch.float64
-    columns = [column.contiguous() for column in (temperature, seed, choice, index)]
+    assert len({column.stride(0) for column in columns}) == 1
     num_rows, vocab = logits.shape
     num_blocks = triton.cdiv(vocab, _BLOCK)
     best = torch.empty((num_rows, num_blocks), dtype=torch.float64, device=logits.device)
@@ -136,8 +147,9 @@ def gumbel_argmax(
         logits,
         logits.stride(0),
         vocab,
-        logits.amax(-1).double(),
+        largest,
         *columns,
+        temperature.stride(0),
         best,
         tokens,
         BLOCK=_BLOCK,

@@ -7,10 +7,6 @@ q [T, Hq, D]; sequence s owns rows query_starts[s] : query_starts[s + 1] (int32 
 empty ones allowed), their positions int32 [T]; position j of sequence s is slot j % N of page
 block_tables[s, j // N] (int32 [S, max_pages], entries behind the last position may be anything);
 pool [P, L, 2, Hkv, N, D]. Keys and values of the rows themselves are already in their pages.
-
-Where the caller still has them side by side (`fresh`: keys and values [T, Hkv, D] of the rows), the
-pages are read for what lies before a chunk only: one program runs over both parts with one running
-softmax, so that no second pass has to merge them.
 """
 
 from dataclasses import dataclass
@@ -89,9 +85,6 @@ def _prefill_kernel(
     q_ptr: tl.tensor,
     pool_ptr: tl.tensor,
     layer: tl.tensor,
-    fresh_key_ptr: tl.tensor,
-    fresh_value_ptr: tl.tensor,
-    fresh_stride: tl.tensor,
     tables_ptr: tl.tensor,
     table_stride: tl.tensor,
     starts_ptr: tl.tensor,
@@ -105,7 +98,6 @@ def _prefill_kernel(
     PAGE_SIZE: tl.constexpr,
     PAGE_STRIDE: tl.constexpr,
     WINDOW: tl.constexpr,
-    HAS_FRESH: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -113,8 +105,8 @@ def _prefill_kernel(
     """One program per block of queries of one sequence and kv head, the latest queries first.
 
     The ROWS of a block are (query, head of the group) pairs: the heads of a group share their keys.
-    Tiles of pages start at multiples of TILE: without `fresh`, however a prompt was cut, a row adds
-    up in the same order. Tiles that all rows see come first, without masks.
+    Tiles start at multiples of TILE: however a prompt was cut, a row adds up in the same order.
+    Tiles that all rows see come first, without masks.
     """
     QUERIES: tl.constexpr = ROWS // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
@@ -145,37 +137,18 @@ def _prefill_kernel(
     acc = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
     keys = pool_ptr + layer * (2 * KV_STRIDE) + kv_head * (PAGE_SIZE * HEAD_DIM)
     table = tables_ptr + sequence.to(tl.int64) * table_stride
-    pages_end = end
-    if HAS_FRESH:
-        pages_end = tl.load(positions_ptr + begin)
     start = first // TILE * TILE
     masked_from = start
     if WINDOW == 0:
-        masked_from = tl.minimum(lowest + 1, pages_end) // TILE * TILE
+        masked_from = (lowest + 1) // TILE * TILE
         maximum, total, acc = _attend_keys(
-            q, maximum, total, acc, keys, keys + KV_STRIDE, table, 0, start, masked_from, first,
-            position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, True, False,
+            q, maximum, total, acc, keys, keys + KV_STRIDE, table, start, masked_from, first,
+            position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, False,
         )  # fmt: skip
     maximum, total, acc = _attend_keys(
-        q, maximum, total, acc, keys, keys + KV_STRIDE, table, 0, masked_from, pages_end, first,
-        position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, True, True,
+        q, maximum, total, acc, keys, keys + KV_STRIDE, table, masked_from, end, first,
+        position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, True,
     )  # fmt: skip
-    if HAS_FRESH:
-        origin = (begin - pages_end).to(tl.int64) * fresh_stride + kv_head * HEAD_DIM
-        keys, values = fresh_key_ptr + origin, fresh_value_ptr + origin
-        start = tl.maximum(first, pages_end)
-        masked_from = start
-        if WINDOW == 0:
-            masked_from = start + (lowest + 1 - start) // TILE * TILE
-            maximum, total, acc = _attend_keys(
-                q, maximum, total, acc, keys, values, table, fresh_stride, start, masked_from,
-                first, position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, False,
-                False,
-            )  # fmt: skip
-        maximum, total, acc = _attend_keys(
-            q, maximum, total, acc, keys, values, table, fresh_stride, masked_from, end, first,
-            position, log2_scale, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, WINDOW, TILE, False, True,
-        )  # fmt: skip
     out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(out_ptr + q_offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -189,7 +162,6 @@ def _attend_keys(
     keys: tl.tensor,
     values: tl.tensor,
     table: tl.tensor,
-    fresh_stride: tl.tensor,
     start: tl.tensor,
     end: tl.tensor,
     first: tl.tensor,
@@ -200,29 +172,23 @@ def _attend_keys(
     PAGE_STRIDE: tl.constexpr,
     WINDOW: tl.constexpr,
     TILE: tl.constexpr,
-    PAGED: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """The running softmax of the rows after the keys at positions start .. end - 1.
 
-    PAGED: in pages of the table; else in rows of `fresh_stride` elements. Not MASKED: whole tiles
-    that every row sees.
+    Not MASKED: whole tiles that every row sees.
     """
     dims = tl.arange(0, acc.shape[1])
     slots = start + tl.arange(0, TILE)
-    page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0) if PAGED else slots
+    page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
     for _ in tl.range(start, end, TILE):
         used = (slots >= first) & (slots < end)
         distance = position[:, None] - slots[None, :]
-        if PAGED:
-            rows = page.to(tl.int64) * PAGE_STRIDE + slots % PAGE_SIZE * HEAD_DIM
-        else:
-            rows = slots.to(tl.int64) * fresh_stride
+        rows = page.to(tl.int64) * PAGE_STRIDE + slots % PAGE_SIZE * HEAD_DIM
         slots += TILE
         # The table is read one tile ahead: with this load right before its use the compiler keeps
         # one buffer of keys only, whatever num_stages says.
-        if PAGED:
-            page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
+        page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
         offsets = rows[:, None] + dims[None, :]
         kv_inside = (dims < HEAD_DIM)[None, :]
         if MASKED:
@@ -274,14 +240,9 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     *,
-    fresh: tuple[torch.Tensor, torch.Tensor] | None = None,
     tuning: PrefillTuning | None = None,
 ) -> torch.Tensor:
-    """out [T, Hq, D] of contiguous fp32, fp16 or bf16 tensors, without a host synchronisation.
-
-    fresh: keys and values of the rows [T, Hkv, D], heads side by side, rows at any one stride; then
-    a sequence's positions must follow each other.
-    """
+    """out [T, Hq, D] of contiguous fp32, fp16 or bf16 tensors, without a host synchronisation."""
     assert q.dtype == pool.dtype != torch.float64
     assert all(x.is_contiguous() for x in (q, pool, query_starts, positions))
     assert block_tables.stride(1) == 1
@@ -291,10 +252,6 @@ def prefill_attention(
     out = torch.empty_like(q)
     if num_rows == 0:
         return out
-    fresh_key, fresh_value = fresh or (q, q)
-    if fresh is not None:
-        assert fresh_key.stride() == fresh_value.stride()
-        assert fresh_key.stride()[1:] == (head_dim, 1)
     if tuning is None:
         tuning = WIDE_TUNING if q.dtype == torch.float32 else HALF_TUNING
     group = num_heads // num_kv_heads
@@ -305,9 +262,6 @@ def prefill_attention(
         q,
         pool,
         layer,
-        fresh_key,
-        fresh_value,
-        fresh_key.stride(0),
         block_tables,
         block_tables.stride(0),
         query_starts,
@@ -321,7 +275,6 @@ def prefill_attention(
         PAGE_SIZE=page_size,
         PAGE_STRIDE=pool.stride(0),
         WINDOW=window or 0,
-        HAS_FRESH=fresh is not None,
         ROWS=rows,
         TILE=tuning.tile,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),

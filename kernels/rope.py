@@ -27,7 +27,6 @@ def rope_write_reference(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
-    write_back: bool = False,
 ) -> torch.Tensor:
     """The specification of `rope_write`: any floating dtype, any device; rotated q [T, Hq, D]."""
     num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
@@ -37,8 +36,6 @@ def rope_write_reference(
     cos, sin = angles.unsqueeze(1).chunk(2, dim=-1)
     query = _rotate(_head_norm(query, q_norm, eps), cos, sin)
     key = _rotate(_head_norm(key, k_norm, eps), cos, sin)
-    if write_back:
-        heads[:, num_heads : num_heads + num_kv_heads] = key
     slots = (page_ids.long(), slice(None), offsets.long())
     pool[:, layer, 0][slots] = key
     pool[:, layer, 1][slots] = value
@@ -81,7 +78,6 @@ def _rope_write_kernel(
     PAGE_STRIDE: tl.constexpr,
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
-    WRITE_BACK: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ):
@@ -112,9 +108,6 @@ def _rope_write_kernel(
     first, second = _load_rotated(
         key_row, k_norm_ptr, half, inside, cos, sin, eps, HALF, HAS_K_NORM
     )
-    if WRITE_BACK:
-        tl.store(key_row, first, mask=inside)
-        tl.store(key_row + HALF, second, mask=inside)
     page = tl.load(page_ids_ptr + token).to(tl.int64) * PAGE_STRIDE + layer * (2 * KV_STRIDE)
     slot = (kv_head * PAGE_SIZE + tl.load(offsets_ptr + token)) * HEAD_DIM + half
     key_slot = pool_ptr + page + slot
@@ -168,13 +161,10 @@ def rope_write(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
-    write_back: bool = False,
 ) -> torch.Tensor:
     """Rotated q [T, Hq, D]; fills the tokens' slots. Contiguous fp32, fp16 or bf16 tensors.
 
-    write_back: rotated keys also replace those of qkv, where `prefill_attention` may take them, and
-    the values beside them, as `fresh`. The pool may be the memory of another process or GPU: only
-    its base address matters.
+    The pool may be the memory of another process or GPU: only its base address matters.
     """
     assert qkv.dtype == pool.dtype != torch.float64
     assert all(x.is_contiguous() for x in (qkv, cos_sin, positions, pool, page_ids, offsets))
@@ -202,7 +192,6 @@ def rope_write(
         PAGE_STRIDE=pool.stride(0),
         HAS_Q_NORM=q_norm is not None,
         HAS_K_NORM=k_norm is not None,
-        WRITE_BACK=write_back,
         BLOCK_GROUP=triton.next_power_of_2(group),
         BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
         enable_fp_fusion=True,

@@ -16,6 +16,7 @@ from kernels.page_digest import page_digests
 from kv_transfer.cuda_driver import DeviceLost, Digests, Run
 
 MPS_ENABLED = 133  # cudaDevAttrMpsEnabled, CUDA 12.3
+BLOCK_BYTES = 2 << 20  # of device memory: what cudaMalloc takes at a time
 SUCCESS, OUT_OF_MEMORY, NOT_READY = 0, 2, 600  # cudaError_t
 
 
@@ -54,7 +55,12 @@ class CupyDriver:
         return None
 
     def allocate(self, num_bytes: int) -> int:
-        """A cudaMalloc of its own: the base of an allocation that nothing else shares."""
+        """A cudaMalloc of its own: the base of an allocation that nothing else shares.
+
+        Whole blocks of 2 MiB: in what is left of one CUDA puts other allocations, and its handle
+        gives those away as well.
+        """
+        num_bytes = -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
         with _device(self._ordinal):
             try:
                 base = int(runtime.malloc(num_bytes))
@@ -132,12 +138,13 @@ class CupyStream:
         self, base: int, num_pages: int, page_bytes: int, pages: Sequence[int]
     ) -> Digests:
         """See `CudaStream`: the kernel, then a copy into pinned memory; nothing waits."""
-        wanted = torch.tensor(pages, dtype=torch.int32).pin_memory()
-        digests = torch.empty(len(pages), dtype=torch.int64, pin_memory=True)
         with (
             _device(self._ordinal),
             torch.cuda.stream(torch.cuda.ExternalStream(self._stream, self._ordinal)),
         ):
+            # In here: pinning takes a context on the thread's current device, GPU 0 at first.
+            wanted = torch.tensor(pages, dtype=torch.int32).pin_memory()
+            digests = torch.empty(len(pages), dtype=torch.int64, pin_memory=True)
             pool = torch.as_tensor(_Words(base, num_pages, page_bytes), device=self._ordinal)
             indices = wanted.to(pool.device, non_blocking=True)
             digests.copy_(page_digests(pool, indices), non_blocking=True)

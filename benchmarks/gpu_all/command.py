@@ -6,8 +6,10 @@
 
 Each part runs in a process of its own with a time limit, so that one that fails or hangs costs
 itself alone; what it had found by then stands. Tables as they come, then one line of JSON with
-figures, device, versions and commit ($TANDEM_COMMIT where there is no git). Ends 0 when all parts
-ended well, 1 when not, 2 without a GPU. Needs torch, triton and numpy; parts that need more say so.
+figures, device, versions and commit ($TANDEM_COMMIT where there is no git), which
+$OUT/gpu_all.json holds too where OUT names a folder, after every part. Ends 0 when all parts ended
+well, 1 when not, 2 without a GPU. Needs torch, triton and numpy; parts that need more say so, and
+find what PYTHONPATH brings along.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,10 @@ PARTS = {
 CEILINGS = ("copy_gb_s", "matmul_tflop_s")
 COMMIT_VARIABLE = "TANDEM_COMMIT"
 LEFT_OUT = 3  # exit status of a part that cannot run here
+OURS = ("benchmarks", "engine", "kernels", "kv_transfer", "node", "scheduling", "tandem", "tests")
+Json = Any  # what a line of JSON holds
+SAID_LINES = 40  # of a part that did not end well, in the last line
+LEAST_WIDTHS = (34, 9)  # of the first column and of others: rows that come later stay in line
 
 
 def main(argv: list[str]) -> int:
@@ -70,6 +77,8 @@ def main(argv: list[str]) -> int:
     where = machine(options.dry_run)
     print("\n".join(f"  {name:<10} {value}" for name, value in where.items()), flush=True)
     results: dict[str, dict[str, Any]] = {}
+    document = {"benchmark": "gpu_all", "dry_run": options.dry_run, "machine": where,
+                "parts": results, "seconds": 0}  # fmt: skip
     ceilings: dict[str, float] = {}
     for name in options.only or PARTS:
         left_s = options.limit_s - (time.monotonic() - begin)
@@ -78,11 +87,17 @@ def main(argv: list[str]) -> int:
         found = results[name]["figures"]
         if name == "ceilings":
             ceilings = {key: found[key] for key in CEILINGS if key in found}
+        document["seconds"] = round(time.monotonic() - begin)
+        keep(document)
     print_summary(results)
-    document = {"benchmark": "gpu_all", "dry_run": options.dry_run, "machine": where,
-                "parts": results, "seconds": round(time.monotonic() - begin)}  # fmt: skip
     print(json.dumps(document, separators=(",", ":"), sort_keys=True), flush=True)
     return 0 if all(result["ended"] in ("well", "left out") for result in results.values()) else 1
+
+
+def keep(document: dict[str, Any]) -> None:
+    """What has been found so far, in $OUT/gpu_all.json where OUT names a folder."""
+    if folder := os.environ.get("OUT"):
+        (Path(folder) / "gpu_all.json").write_text(json.dumps(document, sort_keys=True))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -143,13 +158,20 @@ def conduct(name: str, limit_s: float, is_dry: bool, ceilings: dict[str, float])
     command += ["--ceilings", json.dumps(ceilings)] + ["--dry-run"] * is_dry
     begin = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(is_dry), stdout=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment(is_dry),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     figures: dict[str, Any] = {}
-    ended = follow(process, begin + limit_s, figures)
+    said: deque[str] = deque(maxlen=SAID_LINES)
+    ended = follow(process, begin + limit_s, figures, said)
     seconds = round(time.monotonic() - begin, 1)
     print(f"-- {name}: {ended}, {seconds} s", flush=True)
-    return {"ended": ended, "seconds": seconds, "figures": figures}
+    result = {"ended": ended, "seconds": seconds, "figures": figures}
+    return result if ended == "well" else result | {"said": list(said)}
 
 
 def environment(is_dry: bool) -> dict[str, str]:
@@ -161,10 +183,18 @@ def environment(is_dry: bool) -> dict[str, str]:
     return ours | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def follow(process: "subprocess.Popen[bytes]", deadline: float, figures: dict[str, Any]) -> str:
-    """Prints what the part says and takes its figures, until it or its time ends; how it ended."""
+def follow(
+    process: "subprocess.Popen[bytes]",
+    deadline: float,
+    figures: dict[str, Any],
+    said: deque[str],
+) -> str:
+    """Prints what the part says and takes its figures, until it or its time ends; how it ended.
+
+    What is no table, such as why it failed, is kept in `said` besides.
+    """
     assert process.stdout is not None
-    buffered = b""
+    buffered, title = b"", ""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while (left_s := deadline - time.monotonic()) > 0:
@@ -173,15 +203,16 @@ def follow(process: "subprocess.Popen[bytes]", deadline: float, figures: dict[st
             data = os.read(process.stdout.fileno(), 1 << 16)
             *lines, buffered = (buffered + data).split(b"\n")
             for line in lines:
-                show(line.decode(errors="replace"), figures)
+                title = show(line.decode(errors="replace"), figures, said, title)
             if not data:
                 break
     process.stdout.close()
     try:
         status = process.wait(max(1.0, min(20.0, deadline - time.monotonic())))
     except subprocess.TimeoutExpired:
-        kill_group(process)
         return "out of time"
+    finally:
+        kill_group(process)
     reasons = {0: "well", LEFT_OUT: "left out"}
     return reasons.get(status, f"failed, status {status}")
 
@@ -193,19 +224,26 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def show(line: str, figures: dict[str, Any]) -> None:
-    """A table goes to the reader, its figures to the last line; anything else stands as it is."""
+def show(line: str, figures: dict[str, Any], said: deque[str], title: str) -> str:
+    """A table goes to the reader, its figures to the last line; anything else stands as it is.
+
+    A table of the same title as the last one goes on with it. The title of the last table.
+    """
     try:
         table = json.loads(line) if line.startswith('{"title"') else None
     except ValueError:
         table = None
     if table is None:
         print(line, flush=True)
-        return
+        said.append(line)
+        return title
     header, rows = table["header"], table["rows"]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    print(table["title"])
-    for row in (header, *rows):
+    widths = [max(LEAST_WIDTHS[i > 0], width) for i, width in enumerate(widths)]
+    if table["title"] != title:
+        print(table["title"])
+        rows = [header, *rows]
+    for row in rows:
         cells = [
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -215,6 +253,7 @@ def show(line: str, figures: dict[str, Any]) -> None:
         print(f"  - {note}")
     sys.stdout.flush()
     figures |= table["figures"]
+    return str(table["title"])
 
 
 def print_summary(results: dict[str, dict[str, Any]]) -> None:
@@ -232,11 +271,24 @@ def run_part(name: str, is_dry: bool, ceilings: dict[str, float]) -> int:
     try:
         with torch.inference_mode():
             for table in importlib.import_module(f"benchmarks.gpu_all.{name}").run(setting):
-                print(json.dumps(asdict(table)), flush=True)
+                print(json.dumps(rounded(asdict(table))), flush=True)
     except LeftOut as reason:
         print(f"  left out: {reason}", flush=True)
         return LEFT_OUT
-    except ModuleNotFoundError as error:
-        print(f"  left out: this part needs {error.name}, which {sys.executable} lacks", flush=True)
+    except ImportError as error:  # also a version that goes with no other package here
+        if (error.name or "").split(".")[0] in OURS:
+            raise
+        print(f"  left out: this part cannot run with {sys.executable}: {error}", flush=True)
         return LEFT_OUT
     return 0
+
+
+def rounded(value: Json) -> Json:
+    """Floats to four digits: the last line goes where space is short."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    return value

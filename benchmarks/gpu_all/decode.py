@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from triton.runtime.errors import OutOfResources
 
+from benchmarks.gpu_all.attempts import one_by_one
 from benchmarks.gpu_all.paged import Paged, make_paged
 from benchmarks.gpu_all.setting import Setting, Table
 from benchmarks.gpu_all.timing import seconds_per_call
@@ -20,8 +21,9 @@ HEADER = ("rows x context", "way", "us", "GB/s", "of copy", "target us")
 
 def run(setting: Setting) -> Iterator[Table]:
     """The default settings first, then the sweep."""
-    yield times(setting)
-    yield from sweep(setting)
+    sizes = shapes(setting)
+    yield from one_by_one((f"{a} x {b}", partial(times, setting, a, b)) for a, b in sizes)
+    yield from one_by_one((f"sweep of {a} x {b}", partial(sweep, setting, a, b)) for a, b in sizes)
 
 
 def shapes(setting: Setting) -> list[tuple[int, int]]:
@@ -29,24 +31,19 @@ def shapes(setting: Setting) -> list[tuple[int, int]]:
     return list(setting.pick(list(TARGETS_US), [(2, 100)]))
 
 
-def times(setting: Setting) -> Table:
+def times(setting: Setting, num_rows: int, context: int) -> Table:
     """Cut by load and invariant, with the plan made before and with it made in every call."""
     rows, figures = [], {}
-    for num_rows, context in shapes(setting):
-        paged = make_paged(setting, num_rows, context)
-        q = queries(setting, num_rows)
-        for way in ("by load", "invariant", "by load, planned each time"):
-            by_load = way != "invariant"
-            plan = None if "each" in way else make_plan(setting, paged, by_load=by_load)
-            seconds = layer_seconds(setting, q, paged, plan, None, by_load=by_load)
-            cells, found = judged(setting, num_rows, context, seconds)
-            rows.append((f"{num_rows} x {context}", way, *cells))
-            figures[f"{num_rows}x{context} {way}"] = found
-        del paged
-    notes = (
-        "one layer of an 8B model; calls rotate over the layers of a pool beyond the L2 cache",
-    )
-    return Table("Decode attention, one layer", HEADER, rows, figures, notes)
+    paged, q = make_paged(setting, num_rows, context), queries(setting, num_rows)
+    for way in ("by load", "invariant", "by load, planned each time"):
+        by_load = way != "invariant"
+        plan = None if "each" in way else make_plan(setting, paged, by_load=by_load)
+        seconds = layer_seconds(setting, q, paged, plan, None, by_load=by_load)
+        cells, found = judged(setting, num_rows, context, seconds)
+        rows.append((f"{num_rows} x {context}", way, *cells))
+        figures[f"{num_rows}x{context} {way}"] = found
+    title = "Decode attention, one of an 8B model's layers; calls rotate over layers beyond the L2"
+    return Table(title, HEADER, rows, figures)
 
 
 def judged(
@@ -103,38 +100,35 @@ def layer_seconds(
     return seconds_per_call(setting, calls, 0.05)
 
 
-def sweep(setting: Setting) -> Iterator[Table]:
+def sweep(setting: Setting, num_rows: int, context: int) -> Table:
     """How a program is built, then how the work is cut: the best five of each, and the default."""
-    for num_rows, context in shapes(setting):
-        paged = make_paged(setting, num_rows, context)
-        q = queries(setting, num_rows)
-        plan = make_plan(setting, paged, by_load=True)
-        axes = setting.pick(((32, 64, 128), (4, 8), (2, 3, 4)), ((16,), (4,), (2,)))
-        built = {}
-        for tuning in itertools.starmap(DecodeTuning, itertools.product(*axes)):
-            try:
-                built[tuning] = layer_seconds(setting, q, paged, plan, tuning)
-            except OutOfResources:
-                continue
-        best = min(built, key=lambda tuning: built[tuning])
-        cut = {}
-        for ctas, chunk in setting.pick(
-            list(itertools.product((1, 2, 4, 8), (64, 128, 256, 512))), [(1, 64)]
-        ):
-            made = make_plan(setting, paged, by_load=True, ctas_per_sm=ctas, min_chunk=chunk)
-            cut[ctas, chunk] = layer_seconds(setting, q, paged, made, best)
-        named = {
-            f"tile {t.tile}, {t.num_warps} warps, {t.num_stages} stages": s
-            for t, s in built.items()
-        }
-        default = built.get(HALF_TUNING, 0.0)
-        cuts = {f"best of those, {c} programs per SM, chunk >= {k}": s for (c, k), s in cut.items()}
-        ranked = [*sorted(named.items(), key=_seconds)[:5], *sorted(cuts.items(), key=_seconds)[:5]]
-        rows = [(name, f"{s * 1e6:.1f}") for name, s in [("default", default), *ranked]]
-        title = f"Sweep of decode attention, {num_rows} x {context}"
-        figures = {name: s * 1e6 for name, s in (named | cuts).items()}
-        yield Table(title, ("setting", "us"), rows, figures)
-        del paged, plan
+    paged = make_paged(setting, num_rows, context)
+    q = queries(setting, num_rows)
+    plan = make_plan(setting, paged, by_load=True)
+    axes = setting.pick(((32, 64, 128), (4, 8), (2, 3, 4)), ((16,), (4,), (2,)))
+    built = {}
+    for tuning in itertools.starmap(DecodeTuning, itertools.product(*axes)):
+        try:
+            built[tuning] = layer_seconds(setting, q, paged, plan, tuning)
+        except OutOfResources:
+            continue
+    best = min(built, key=lambda tuning: built[tuning])
+    cut = {}
+    for ctas, chunk in setting.pick(
+        list(itertools.product((1, 2, 4, 8), (64, 128, 256, 512))), [(1, 64)]
+    ):
+        made = make_plan(setting, paged, by_load=True, ctas_per_sm=ctas, min_chunk=chunk)
+        cut[ctas, chunk] = layer_seconds(setting, q, paged, made, best)
+    named = {
+        f"tile {t.tile}, {t.num_warps} warps, {t.num_stages} stages": s for t, s in built.items()
+    }
+    default = built.get(HALF_TUNING, 0.0)
+    cuts = {f"best of those, {c} programs per SM, chunk >= {k}": s for (c, k), s in cut.items()}
+    ranked = [*sorted(named.items(), key=_seconds)[:5], *sorted(cuts.items(), key=_seconds)[:5]]
+    rows = [(name, f"{s * 1e6:.1f}") for name, s in [("default", default), *ranked]]
+    title = f"Sweep of decode attention, {num_rows} x {context}"
+    figures = {name: s * 1e6 for name, s in (named | cuts).items()}
+    return Table(title, ("setting", "us"), rows, figures)
 
 
 def _seconds(named: tuple[str, float]) -> float:

@@ -6,10 +6,10 @@ as a node sees it, so that it less the graph is what the host leaves visible of 
 
 from collections.abc import Iterator
 from dataclasses import replace
-
-import torch
+from functools import partial
 
 from benchmarks.decode_probe import LLAMA_8B, ROOM, DecodeProbe
+from benchmarks.gpu_all.attempts import one_by_one
 from benchmarks.gpu_all.setting import Setting, Table
 from benchmarks.gpu_all.step import floor_s
 
@@ -40,20 +40,18 @@ def run(setting: Setting) -> Iterator[Table]:
         dtype=setting.pick("bfloat16", "float32"),
         page_size=setting.page_size,
     )
-    rows, figures = [], {}
-    for num_rows, context in sizes:
-        graph = probe.decode_step_times(num_rows, context, with_graphs=True)
-        plain = probe.decode_step_times(num_rows, context, with_graphs=False)
-        floor = floor_s(setting, num_rows, context)
-        times = (graph.device_s, graph.host_s, plain.host_s)
-        graph_ms, host_ms, plain_ms = (1e3 * seconds for seconds in times)
-        cells = (f"{floor * 1e3:.2f}", f"{graph_ms:.2f}", f"{floor * 1e3 / graph_ms:.0%}")
-        rows.append((f"{num_rows} x {context}", *cells, f"{host_ms:.2f}", f"{plain_ms:.2f}"))
-        figures[f"{num_rows} x {context}"] = {
-            "graph_ms": graph_ms,
-            "host_ms": host_ms,
-            "plain_host_ms": plain_ms,
-        }
-        if not setting.is_dry:
-            torch.cuda.empty_cache()
-    yield Table("Decode step of the engine", HEADER, rows, figures)
+    yield from one_by_one((f"{a} x {b}", partial(measure, setting, probe, a, b)) for a, b in sizes)
+
+
+def measure(setting: Setting, probe: DecodeProbe, num_rows: int, context: int) -> Table:
+    """One size."""
+    graph = probe.decode_step_times(num_rows, context, with_graphs=True)
+    plain = probe.decode_step_times(num_rows, context, with_graphs=False)
+    floor = floor_s(setting, num_rows, context)
+    times = (graph.device_s, graph.host_s, plain.host_s)
+    graph_ms, host_ms, plain_ms = (1e3 * seconds for seconds in times)
+    cells = (f"{floor * 1e3:.2f}", f"{graph_ms:.2f}", f"{floor * 1e3 / graph_ms:.0%}")
+    key = f"{num_rows} x {context}"
+    found = {"graph_ms": graph_ms, "host_ms": host_ms, "plain_host_ms": plain_ms}
+    row = (key, *cells, f"{host_ms:.2f}", f"{plain_ms:.2f}")
+    return Table("Decode step of the engine", HEADER, [row], {key: found})

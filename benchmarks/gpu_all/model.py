@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from benchmarks.gpu_all.paged import Paged
 from benchmarks.gpu_all.setting import Setting
-from kernels.advance_batch import advance_batch
 from kernels.argmax import argmax_rows
 from kernels.decode_attention import decode_attention
 from kernels.decode_plan import plan_decode
+from kernels.decode_rows import IS_LIVE, NUM_COLUMNS, POSITION, TOKEN, advance_rows, begin_rows
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope_write
@@ -63,7 +63,7 @@ class Model:
         weight = torch.empty(outputs, inputs, dtype=setting.dtype, device=setting.device)
         return weight.normal_(std=inputs**-0.5)
 
-    def prefill(self, tokens: torch.Tensor, begin: int, paged: Paged, *, is_fresh: bool) -> None:
+    def prefill(self, tokens: torch.Tensor, begin: int, paged: Paged) -> None:
         """The rows of one sequence's chunk, at positions from `begin`: their pages, last logits."""
         shape, page_size, device = self.setting.shape, self.setting.page_size, tokens.device
         rows = torch.arange(begin, begin + len(tokens), dtype=torch.int32, device=device)
@@ -72,12 +72,9 @@ class Model:
 
         def attend(qkv: torch.Tensor, index: int) -> torch.Tensor:
             where = (self.cos_sin, rows, paged.pool, index, page_ids, offsets, shape.num_heads)
-            q = rope_write(qkv, *where, write_back=is_fresh)
-            kv = qkv.view(len(rows), -1, shape.head_dim)[:, shape.num_heads :]
-            key, value = kv.split(shape.num_kv_heads, dim=1)
-            fresh = (key, value) if is_fresh else None
+            q = rope_write(qkv, *where)
             args = (paged.pool, index, paged.tables, starts, rows, shape.head_dim**-0.5)
-            return prefill_attention(q, *args, fresh=fresh)
+            return prefill_attention(q, *args)
 
         hidden, residual = self.layers_of(tokens, attend)
         last = rms_norm(hidden[-1:], self.norm, EPS, residual[-1:])[0]
@@ -107,40 +104,35 @@ class Step:
     def __init__(self, model: Model, paged: Paged, *, by_load: bool = True) -> None:
         setting, device = model.setting, paged.lengths.device
         self._model, self._paged, self._by_load = model, paged, by_load
-        self._lengths, self._positions, self._page_ids, self._offsets = torch.zeros(
-            (4, len(paged.lengths)), dtype=torch.int32, device=device
-        )
-        self._tokens = torch.zeros(len(self._lengths), dtype=torch.int64, device=device)
+        num_rows = len(paged.lengths)
+        self._state = torch.zeros((num_rows, NUM_COLUMNS), dtype=torch.int64, device=device)
+        self._results = torch.zeros((num_rows, 2), dtype=torch.int64, device=device)
         self._page_size = setting.page_size
         self.reset()
 
     def reset(self) -> None:
         """Back to the lengths of the pool: every step makes its sequences longer."""
-        paged, page_size = self._paged, self._page_size
-        self._lengths.copy_(paged.lengths)
-        self._positions.copy_(paged.lengths - 1)
-        columns = (self._positions // page_size).long().unsqueeze(1)
-        self._page_ids.copy_(paged.tables.gather(1, columns).squeeze(1))
-        self._offsets.copy_(self._positions % page_size)
+        self._state[:, IS_LIVE] = 1
+        self._state[:, POSITION] = self._paged.lengths - 1
 
     def __call__(self) -> torch.Tensor:
         """The tokens that were drawn, int64 [rows]."""
         model, paged, shape = self._model, self._paged, self._model.setting.shape
-        page_size, scale = model.setting.page_size, shape.head_dim**-0.5
+        page_size, scale = self._page_size, shape.head_dim**-0.5
+        positions, *where, lengths = begin_rows(self._state, paged.tables, page_size)
         most = paged.tables.shape[1] * page_size
         sizes = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
-        plan = plan_decode(self._lengths, most, *sizes, by_load=self._by_load)
-        slots = (self._page_ids, self._offsets, shape.num_heads)
+        plan = plan_decode(lengths, most, *sizes, by_load=self._by_load)
+        slots = (*where, shape.num_heads)
 
         def attend(qkv: torch.Tensor, index: int) -> torch.Tensor:
             layer = index % paged.num_layers
-            q = rope_write(qkv, model.cos_sin, self._positions, paged.pool, layer, *slots)
-            rest = (paged.tables, self._lengths, scale)
+            q = rope_write(qkv, model.cos_sin, positions, paged.pool, layer, *slots)
+            rest = (paged.tables, lengths, scale)
             return decode_attention(q, paged.pool, layer, *rest, plan=plan)
 
-        hidden, residual = model.layers_of(self._tokens, attend)
+        hidden, residual = model.layers_of(self._state[:, TOKEN], attend)
         normed = rms_norm(hidden, model.norm, EPS, residual)[0]
-        drawn = argmax_rows(functional.linear(normed, model.head))
-        vectors = (self._positions, self._lengths, self._page_ids, self._offsets)
-        advance_batch(drawn, self._tokens, *vectors, paged.tables, page_size)
+        drawn, largest = argmax_rows(functional.linear(normed, model.head))
+        advance_rows(self._state, self._results, drawn, largest)
         return drawn

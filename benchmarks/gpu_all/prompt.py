@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.gpu_all.attempts import one_by_one
 from benchmarks.gpu_all.model import Model
 from benchmarks.gpu_all.paged import Paged, make_paged
 from benchmarks.gpu_all.setting import Setting, Table
@@ -12,7 +13,7 @@ from benchmarks.gpu_all.timing import seconds_per_call
 
 TARGETS_MS = {8192: 215.0, 32768: 1350.0}
 CHUNK = 8192
-HEADER = ("tokens", "chunks of", "keys from", "ms", "floor ms", "of floor", "target ms", "tok/s")
+HEADER = ("tokens", "chunks of", "ms", "floor ms", "of floor", "target ms", "tok/s")
 
 
 def floor_s(setting: Setting, tokens: int) -> float:
@@ -24,29 +25,30 @@ def floor_s(setting: Setting, tokens: int) -> float:
 
 
 def run(setting: Setting) -> Iterator[Table]:
-    """Both lengths, in chunks and at once, keys from pages alone and from fresh rows."""
+    """Both lengths, in chunks and at once."""
     lengths = setting.pick(list(TARGETS_MS), [40])
     model = Model(setting, max(lengths))
+    yield from one_by_one((f"{n} tokens", partial(measure, setting, model, n)) for n in lengths)
+
+
+def measure(setting: Setting, model: Model, tokens: int) -> Table:
+    """One length."""
     rows, figures = [], {}
-    for tokens in lengths:
-        paged = make_paged(setting, 1, tokens, setting.shape.num_layers)
-        ids = torch.randint(0, setting.shape.vocab, (tokens,), device=setting.device)
-        for chunk in sorted({min(tokens, setting.pick(CHUNK, 16)), setting.pick(2048, 16)}):
-            for way in ("pages", "fresh rows"):
-                prompt = partial(whole_prompt, model, ids, paged, chunk, is_fresh=way != "pages")
-                seconds = seconds_per_call(setting, [prompt], 0.6, as_graph=False)
-                floor = floor_s(setting, tokens)
-                target = TARGETS_MS.get(tokens, 0.0)
-                cells = (f"{seconds * 1e3:.0f}", f"{floor * 1e3:.0f}", f"{floor / seconds:.0%}")
-                rate = f"{tokens / seconds:.0f}"
-                rows.append((str(tokens), str(chunk), way, *cells, f"{target:.0f}", rate))
-                figures[f"{tokens} in {chunk}, {way}"] = {"ms": seconds * 1e3}
-    yield Table("Prefill of random weights", HEADER, rows, figures)
+    paged = make_paged(setting, 1, tokens, setting.shape.num_layers)
+    ids = torch.randint(0, setting.shape.vocab, (tokens,), device=setting.device)
+    for chunk in sorted({min(tokens, setting.pick(CHUNK, 16)), setting.pick(2048, 16)}):
+        prompt = partial(whole_prompt, model, ids, paged, chunk)
+        seconds = seconds_per_call(setting, [prompt], 0.6, as_graph=False)
+        floor = floor_s(setting, tokens)
+        target = TARGETS_MS.get(tokens, 0.0)
+        cells = (f"{seconds * 1e3:.0f}", f"{floor * 1e3:.0f}", f"{floor / seconds:.0%}")
+        rate = f"{tokens / seconds:.0f}"
+        rows.append((str(tokens), str(chunk), *cells, f"{target:.0f}", rate))
+        figures[f"{tokens} in {chunk}"] = {"ms": seconds * 1e3}
+    return Table("Prefill of random weights", HEADER, rows, figures)
 
 
-def whole_prompt(
-    model: Model, ids: torch.Tensor, paged: Paged, chunk: int, *, is_fresh: bool
-) -> None:
+def whole_prompt(model: Model, ids: torch.Tensor, paged: Paged, chunk: int) -> None:
     """One prompt, chunk by chunk."""
     for begin in range(0, len(ids), chunk):
-        model.prefill(ids[begin : begin + chunk], begin, paged, is_fresh=is_fresh)
+        model.prefill(ids[begin : begin + chunk], begin, paged)

@@ -5,10 +5,11 @@ from functools import partial
 
 import torch
 
+from benchmarks.gpu_all.attempts import one_by_one
 from benchmarks.gpu_all.setting import Setting, Table
 from benchmarks.gpu_all.timing import num_copies, seconds_per_call
-from kernels.advance_batch import advance_batch
 from kernels.argmax import argmax_rows
+from kernels.decode_rows import NUM_COLUMNS, advance_rows, begin_rows
 from kernels.page_digest import page_digests
 from kernels.pages import gather_pages, scatter_pages
 from kernels.rms_norm import rms_norm
@@ -17,21 +18,26 @@ from kernels.silu_and_mul import silu_and_mul
 
 Calls = list[Callable[[], object]]
 Case = tuple[str, int, Calls]  # name, bytes read and written, calls
+Family = Callable[[Setting], Iterator[Case]]
 
 
 def run(setting: Setting) -> Iterator[Table]:
     """Each family by itself: the memory of one is free before the next is made."""
     families = (elementwise, rope, greedy, pages)
+    yield from one_by_one((f.__name__, partial(measure, setting, f)) for f in families)
+
+
+def measure(setting: Setting, family: Family) -> Table:
+    """One family. Target: 85 % of the copy for whole prompts and pages."""
     rows, figures = [], {}
-    for family in families:
-        for name, num_bytes, calls in family(setting):
-            seconds = seconds_per_call(setting, calls)
-            rate = num_bytes / seconds / 1e9
-            share = rate / setting.copy_gb_s
-            rows.append((name, f"{seconds * 1e6:.1f}", f"{rate:.0f}", f"{share:.0%}"))
-            figures[name] = {"us": seconds * 1e6, "gb_s": rate, "share": share}
-    notes = ("target: 85 % of the copy for whole prompts and pages; rows of a step are launches",)
-    yield Table("Rows and pages", ("kernel", "us", "GB/s", "of copy"), rows, figures, notes)
+    for name, num_bytes, calls in family(setting):
+        seconds = seconds_per_call(setting, calls)
+        rate = num_bytes / seconds / 1e9
+        share = rate / setting.copy_gb_s
+        rows.append((name, f"{seconds * 1e6:.1f}", f"{rate:.0f}", f"{share:.0%}"))
+        figures[name] = {"us": seconds * 1e6, "gb_s": rate, "share": share}
+    title = "Rows and pages (target: 85 % of the copy; a step's rows are launches)"
+    return Table(title, ("kernel", "us", "GB/s", "of copy"), rows, figures)
 
 
 def elementwise(setting: Setting) -> Iterator[Case]:
@@ -56,7 +62,7 @@ def elementwise(setting: Setting) -> Iterator[Case]:
 
 
 def rope(setting: Setting) -> Iterator[Case]:
-    """Rotation and the write of keys and values, with and without keys written back."""
+    """Rotation and the write of keys and values."""
     shape, device, page_size = setting.shape, setting.device, setting.page_size
     heads = shape.num_heads + 2 * shape.num_kv_heads
     for tokens in setting.pick((8192, 32), (3,)):
@@ -77,12 +83,6 @@ def rope(setting: Setting) -> Iterator[Case]:
             f"rope_write, {tokens} tokens",
             num_bytes,
             [partial(rope_write, x, *where) for x in sets],
-        )
-        more = tokens * shape.kv_row // 2 * setting.dtype.itemsize
-        yield (
-            f"rope_write, keys written back, {tokens} tokens",
-            num_bytes + more,
-            [partial(rope_write, x, *where, write_back=True) for x in sets],
         )
 
 
@@ -106,12 +106,13 @@ def greedy(setting: Setting) -> Iterator[Case]:
             [partial(x.argmax, -1) for x in sets],
         )
     rows = setting.pick(256, 3)
-    tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-    one, two, three, four = torch.ones(4, rows, dtype=torch.int32, device=device)
+    state = torch.zeros(rows, NUM_COLUMNS, dtype=torch.int64, device=device)
     tables = torch.zeros(rows, setting.pick(1 << 14, 8), dtype=torch.int32, device=device)
-    state = (tokens, one, two, three, four, tables, setting.page_size)
-    advance: Calls = [partial(advance_batch, tokens, *state)]
-    yield f"advance_batch, {rows} rows", rows * 40, advance
+    begin: Calls = [partial(begin_rows, state, tables, setting.page_size)]
+    yield f"begin_rows, {rows} rows", rows * 28, begin
+    results, tokens = torch.zeros_like(state[:, :2]), state[:, 0].clone()
+    advance: Calls = [partial(advance_rows, state, results, tokens, tokens.float())]
+    yield f"advance_rows, {rows} rows", rows * 76, advance
 
 
 def pages(setting: Setting) -> Iterator[Case]:

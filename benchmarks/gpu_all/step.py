@@ -1,9 +1,9 @@
 """Decode steps of an 8B-shaped model beside their floor: as one graph, and launched one by one."""
 
 from collections.abc import Iterator
+from functools import partial
 
-import torch
-
+from benchmarks.gpu_all.attempts import one_by_one
 from benchmarks.gpu_all.model import Model, Step
 from benchmarks.gpu_all.paged import Paged, make_paged
 from benchmarks.gpu_all.setting import Setting, Table
@@ -31,36 +31,30 @@ def run(setting: Setting) -> Iterator[Table]:
     """All sizes over one pool, largest last: what ran stands where memory ends."""
     sizes = setting.pick(list(TARGETS_MS), [(2, 40)])
     model = Model(setting, max(context for _, context in sizes) + SPARE)
-    rows, figures = [], {}
-    for num_rows, context in sorted(sizes, key=lambda size: size[0] * size[1]):
-        key = f"{num_rows} x {context}"
-        try:
-            paged = make_full(setting, num_rows, context)
-            graph_s, eager_s = step_seconds(setting, model, paged)
-        except torch.OutOfMemoryError:
-            rows.append((key, *["out of memory"] + [""] * 5))
-            continue
-        floor = floor_s(setting, num_rows, context)
-        target = TARGETS_MS.get((num_rows, context), 0.0)
-        cells = (
-            f"{floor * 1e3:.2f}",
-            f"{graph_s * 1e3:.2f}",
-            f"{floor / graph_s:.0%}",
-            f"{target:.1f}",
-            f"{eager_s * 1e3:.2f}",
-            f"{num_rows / graph_s:.0f}",
-        )
-        rows.append((key, *cells))
-        figures[key] = {
-            "floor_ms": floor * 1e3,
-            "graph_ms": graph_s * 1e3,
-            "eager_ms": eager_s * 1e3,
-        }
-        del paged
-        torch.cuda.empty_cache()
-    yield Table(
-        "Decode step of random weights, head, argmax and advance inside", HEADER, rows, figures
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    yield from one_by_one(
+        (f"{a} x {b}", partial(measure, setting, model, a, b)) for a, b in ordered
     )
+
+
+def measure(setting: Setting, model: Model, num_rows: int, context: int) -> Table:
+    """One size."""
+    paged = make_full(setting, num_rows, context)
+    graph_s, eager_s = step_seconds(setting, model, paged)
+    floor = floor_s(setting, num_rows, context)
+    target = TARGETS_MS.get((num_rows, context), 0.0)
+    key = f"{num_rows} x {context}"
+    cells = (
+        f"{floor * 1e3:.2f}",
+        f"{graph_s * 1e3:.2f}",
+        f"{floor / graph_s:.0%}",
+        f"{target:.1f}",
+        f"{eager_s * 1e3:.2f}",
+        f"{num_rows / graph_s:.0f}",
+    )
+    found = {"floor_ms": floor * 1e3, "graph_ms": graph_s * 1e3, "eager_ms": eager_s * 1e3}
+    title = "Decode step of random weights, head, argmax and advance inside"
+    return Table(title, HEADER, [(key, *cells)], {key: found})
 
 
 def make_full(setting: Setting, num_rows: int, context: int) -> Paged:

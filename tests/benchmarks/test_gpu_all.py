@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.gpu_all import command
+from benchmarks.gpu_all.attempts import one_by_one
+from benchmarks.gpu_all.setting import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,16 +62,50 @@ def test_a_dry_run_needs_torch_triton_and_numpy_only(tmp_path: Path) -> None:
     assert document["parts"]["ceilings"]["ended"] == "well"
     assert document["parts"]["ceilings"]["figures"]["copy_gb_s"] > 0
     assert document["parts"]["engine_step"]["ended"] == "left out"
-    assert any("this part needs" in line for line in tables)
+    assert any("this part cannot run with" in line for line in tables)
 
 
 def test_a_part_out_of_time_is_ended_and_what_it_found_stands(capsys) -> None:
     table = '{"title":"t","header":["what"],"rows":[["one"]],"figures":{"one":1},"notes":[]}'
     part = subprocess.Popen(
-        ["sh", "-c", f"echo '{table}'; sleep 60"], stdout=subprocess.PIPE, start_new_session=True
+        ["sh", "-c", f"echo '{table}'; echo and words; sleep 60"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     figures: dict[str, object] = {}
-    assert command.follow(part, time.monotonic() + 1.0, figures) == "out of time"
+    said: deque[str] = deque()
+    assert command.follow(part, time.monotonic() + 1.0, figures, said) == "out of time"
     assert part.returncode == -9
     assert figures == {"one": 1}
+    assert list(said) == ["and words"]
     assert "one" in capsys.readouterr().out
+
+
+def test_tables_of_one_title_go_on(capsys) -> None:
+    title, said = "", deque()
+    for row in ("first", "second"):
+        line = {"title": "t", "header": ["what", "us"], "rows": [[row, "1"]], "figures": {row: 1}}
+        figures: dict[str, object] = {}
+        title = command.show(json.dumps(line | {"notes": []}), figures, said, title)
+        assert figures == {row: 1}
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["t", "what", "first", "second"]
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_a_measurement_that_fails_costs_itself_alone(capsys) -> None:
+    def fails() -> Table:
+        raise ArithmeticError("no number")
+
+    fine = Table("t", ("what",), [("one",)])
+    tables = one_by_one([("first", fails), ("second", lambda: fine)])
+    assert next(tables) is fine
+    with pytest.raises(RuntimeError, match="first: ArithmeticError: no number"):
+        next(tables)
+    assert "Traceback" in capsys.readouterr().out
+
+
+def test_what_is_found_is_written_down_after_every_part(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    command.keep({"parts": {}})
+    assert json.loads((tmp_path / "gpu_all.json").read_text()) == {"parts": {}}

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from engine.graphs import captured_sizes, draw_and_advance
-from engine.resident_batch import POSITION, TOKEN, Draw, ResidentBatch, RowStep
+from engine.resident_batch import Draw, ResidentBatch, RowStep
 from engine.resident_build import StepLimits, largest_step
 from engine.sampler import Sampler
+from kernels.decode_rows import POSITION, TOKEN
 from node.runner import SampleRequest, SequenceStep, StepBatch
 from tandem.sampling import SamplingParams
 from tests.engine.resident_world import NUM_PAGES, PARAMS, Request, make_runners, run_both
@@ -87,7 +88,7 @@ def test_idle_rows_never_move() -> None:
     rows = ResidentBatch(2, 4, 4, 99, CPU)
     rows.place([row("a", 5, [3, 4])], 2)
     for _ in range(3):
-        rows.advance(torch.tensor([50, 60]), torch.tensor([True, True]))
+        rows.advance(torch.tensor([50, 60]), torch.tensor([1.0, 2.0]))
     assert rows.state[:, POSITION].tolist() == [8, 0]
     assert rows.state[:, TOKEN].tolist() == [50, 0]
 

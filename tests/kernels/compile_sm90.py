@@ -24,11 +24,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from kernels.advance_batch import advance_batch
 from kernels.argmax import argmax_rows
 from kernels.decode_attention import HALF_TUNING as DECODE_TUNING
 from kernels.decode_attention import decode_attention
 from kernels.decode_plan import plan_decode
+from kernels.decode_rows import NUM_COLUMNS, advance_rows, begin_rows
 from kernels.gumbel_argmax import gumbel_argmax
 from kernels.page_digest import page_digests
 from kernels.pages import gather_pages, scatter_pages
@@ -85,7 +85,6 @@ def attention_calls(
     pool = torch.zeros(2, 2, 2, 2, page_size, head_dim, dtype=dtype)
     q = torch.zeros(4, num_heads, head_dim, dtype=dtype)
     qkv = torch.zeros(4, (num_heads + 4) * head_dim, dtype=dtype)
-    fresh = qkv.view(4, -1, head_dim)[:, num_heads:].split(2, dim=1)
     norm = torch.zeros(head_dim, dtype=dtype)
     cos_sin = torch.zeros(8, head_dim)
     tables = torch.zeros(4, columns, dtype=torch.int32)
@@ -97,9 +96,8 @@ def attention_calls(
     yield lambda: decode_attention(q, pool, 1, tables, integers, 0.1, window)
     yield lambda: decode_attention(q, pool, 1, half, integers, 0.1, window, by_load=True)
     yield lambda: prefill_attention(*chunk)
-    yield lambda: prefill_attention(*chunk, fresh=fresh)
     yield lambda: rope_write(*write)
-    yield lambda: rope_write(*write, q_norm=norm, k_norm=norm, write_back=True)
+    yield lambda: rope_write(*write, q_norm=norm, k_norm=norm)
 
 
 def stages_calls(dtype: torch.dtype, page_size: int) -> Iterator[Callable[[], object]]:
@@ -127,6 +125,7 @@ def row_calls(dtype: torch.dtype, hidden: int) -> Iterator[Callable[[], object]]
     staging = torch.zeros(2, pool[0].numel(), dtype=dtype)
     part = torch.zeros(2, pool[0, 0, :, 0].numel(), dtype=dtype)
     words = torch.zeros(4, 4096, dtype=torch.int32)
+    state = torch.zeros(2, NUM_COLUMNS, dtype=torch.int64)
     tokens, tables = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 8, dtype=torch.int32)
     yield lambda: rms_norm(x, x[0], 1e-5)
     yield lambda: rms_norm(x, x[0], 1e-5, x)
@@ -137,9 +136,9 @@ def row_calls(dtype: torch.dtype, hidden: int) -> Iterator[Callable[[], object]]
     yield lambda: scatter_pages(part, pool, page_ids, (1, 2), (1, 2))
     yield lambda: page_digests(words, page_ids)
     yield lambda: argmax_rows(x)
-    vectors = (page_ids, page_ids, page_ids, page_ids)
-    yield lambda: advance_batch(tokens, tokens, *vectors, tables, 16)
-    yield lambda: gumbel_argmax(x, tokens.double(), tokens, tokens, tokens)
+    yield lambda: begin_rows(state, tables, 16)
+    yield lambda: advance_rows(state, state[:, :2].contiguous(), tokens, tokens.float())
+    yield lambda: gumbel_argmax(x, x[:, 0].float(), tokens.double(), tokens, tokens, tokens)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

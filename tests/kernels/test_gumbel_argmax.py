@@ -24,7 +24,7 @@ def test_tokens_equal_the_reference(dtype: torch.dtype) -> None:
     logits = torch.randn(12, 2500, generator=generator).mul_(3).to(DEVICE, dtype)
     temperature = torch.tensor([0.1, 0.5, 1.0, 2.0] * 3, dtype=torch.float64, device=DEVICE)
     expected = draw_unfiltered_reference(logits, temperature, *keys(12))
-    assert torch.equal(gumbel_argmax(logits, temperature, *keys(12)), expected)
+    assert torch.equal(gumbel_argmax(logits, logits.amax(-1), temperature, *keys(12)), expected)
     assert len(set(expected.tolist())) > 8
 
 
@@ -36,11 +36,26 @@ def test_no_bit_of_the_noise_is_lost() -> None:
     logits = (noise.amax(-1, keepdim=True) - noise).float()
     ones = torch.ones(8, dtype=torch.float64, device=DEVICE)
     expected = draw_unfiltered_reference(logits, ones, seed, choice, index)
-    assert torch.equal(gumbel_argmax(logits, ones, seed, choice, index), expected)
+    drawn = gumbel_argmax(logits, logits.amax(-1), ones, seed, choice, index)
+    assert torch.equal(drawn, expected)
 
 
 def test_the_lowest_of_equals_wins_and_banned_tokens_never_do() -> None:
     logits = torch.full((2, 3000), -torch.inf, device=DEVICE)
     logits[:, [1500, 2900]] = 1.0
     cold = torch.full((2,), 1e300, dtype=torch.float64, device=DEVICE)
-    assert set(gumbel_argmax(logits, cold, *keys(2)).tolist()) <= {1500, 2900}
+    drawn = gumbel_argmax(logits, logits.amax(-1), cold, *keys(2))
+    assert set(drawn.tolist()) <= {1500, 2900}
+
+
+def test_rows_without_temperature_take_the_largest_and_keys_may_have_a_stride() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(6, 1500, generator=generator).to(DEVICE)
+    state = torch.stack((torch.zeros(6, dtype=torch.int64, device=DEVICE), *keys(6)), 1)
+    temperature = state[:, 0].view(torch.float64)
+    temperature[::2] = 1.5
+    columns = (temperature, *state[:, 1:].unbind(1))
+    drawn = gumbel_argmax(logits, logits.amax(-1), *columns)
+    assert torch.equal(drawn, draw_unfiltered_reference(logits, *columns))
+    assert torch.equal(drawn[1::2], logits[1::2].argmax(-1))
+    assert not torch.equal(drawn[::2], logits[::2].argmax(-1))

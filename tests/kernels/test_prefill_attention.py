@@ -44,29 +44,6 @@ def test_chunks_and_windows(page_size, dtype, window, make_cache, assert_same):
     assert_same(*run_both(make_cache, chunks, 4, 2, 32, page_size, dtype, window))
 
 
-@pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize(("page_size", "dtype"), MIXES)
-def test_fresh_keys_beside_pages(page_size, dtype, window, make_cache, assert_same):
-    """What lies before a chunk comes from its pages, the chunk's own from rows of one tensor."""
-    chunks = [(200, 35), (0, 0), (0, 70), (64, 1), (13, 65)]
-    cache = make_cache([max(1, sum(c)) for c in chunks], 2, 32, page_size, dtype)
-    device = cache.pool.device
-    starts = torch.tensor([0, *accumulate(new for _, new in chunks)], dtype=torch.int32)
-    positions = torch.cat([torch.arange(old, old + new) for old, new in chunks])
-    q = torch.randn(len(positions), 4, 32).to(device, dtype)
-    qkv = torch.randn(len(positions), 8 * 32).to(device, dtype)
-    own = torch.arange(len(chunks)).repeat_interleave(torch.tensor([new for _, new in chunks]))
-    key, value = qkv.view(-1, 8, 32)[:, 4:].split(2, dim=1)
-    pages = cache.block_tables.cpu()[own, positions // page_size].to(device)
-    metadata = (starts.to(device), positions.to(device, torch.int32))
-    arguments = (q, cache.pool, 1, cache.block_tables, *metadata, 0.2)
-    cache.pool[pages.long(), 1, :, :, positions % page_size] = float("nan")  # never read
-    out = prefill_attention(*arguments, window=window, fresh=(key, value))
-    kv = torch.stack((key, value), dim=1)
-    cache.pool[pages.long(), 1, :, :, positions % page_size] = kv
-    assert_same(out, prefill_attention_reference(*arguments, window=window))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 50])

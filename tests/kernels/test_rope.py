@@ -48,21 +48,6 @@ def test_rope_write(
     assert torch.equal(inputs["pool"][:, 1, 1], expected_pool[:, 1, 1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rotated_keys_written_back(dtype, device, assert_same):
-    inputs = make_inputs(3, 4, 2, 64, 16, dtype, device)
-    before = inputs["qkv"].clone()
-    expected = {name: x.clone() for name, x in inputs.items() if name in ("qkv", "pool")}
-    rope_write_reference(**inputs | expected, write_back=True)
-    rope_write(**inputs, write_back=True)
-    assert_same(inputs["qkv"], expected["qkv"])
-    keys = inputs["qkv"].view(3, 8, 64)[:, 4:6]
-    slots = (inputs["page_ids"].long(), 1, 0, slice(None), inputs["offsets"].long())
-    assert torch.equal(inputs["pool"][slots], keys)
-    others = [0, 1, 2, 3, 6, 7]
-    assert torch.equal(inputs["qkv"].view(3, 8, 64)[:, others], before.view(3, 8, 64)[:, others])
-
-
 def test_padding_rows_share_the_scratch_page(device):
     inputs = make_inputs(6, 2, 1, 32, 8, torch.float32, device)
     inputs["page_ids"][4:] = 0

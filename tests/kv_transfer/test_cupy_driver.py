@@ -82,18 +82,18 @@ def driver(module: ModuleType, runtime: Runtime) -> Any:
 
 
 def test_the_pool_is_an_allocation_of_its_own_and_zeroed(driver, runtime) -> None:
-    assert driver.allocate(100) == 4096
+    assert driver.allocate((2 << 20) + 100) == 4096
     assert runtime.calls == [
         ("setDevice", 1),
-        ("malloc", 100),
-        ("memset", 4096, 0, 100),
+        ("malloc", 4 << 20),  # whole blocks
+        ("memset", 4096, 0, 4 << 20),
         ("deviceSynchronize",),
     ]
 
 
 def test_too_little_memory_is_no_lost_device(driver, runtime) -> None:
     runtime.errors["malloc"] = OUT_OF_MEMORY
-    with pytest.raises(ValueError, match="the GPU has no 3 MiB for KV pages"):
+    with pytest.raises(ValueError, match="the GPU has no 4 MiB for KV pages"):
         driver.allocate(3 << 20)
     runtime.errors["malloc"] = ILLEGAL_ADDRESS
     with pytest.raises(DeviceLost, match="cudaError 700"):
