@@ -19,30 +19,9 @@ from engine.runner import TorchRunner
 from engine.sampler import Sampler
 from engine.weights import expected_shapes
 from node.runner import Runner, SampleRequest, SequenceStep, StepBatch
-from tandem.model_config import ModelConfig, ModelDtype, RopeScaling
+from tandem.model_config import ModelConfig, ModelDtype
 from tandem.sampling import SamplingParams
 
-LLAMA_8B = ModelConfig(
-    architecture="LlamaForCausalLM",
-    num_layers=32,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-    max_position_embeddings=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=5e5,
-    rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_max_position_embeddings=8192),
-    qkv_bias=False,
-    output_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
-    tie_word_embeddings=False,
-    sliding_windows=(None,) * 32,
-    dtype="bfloat16",
-)
 GREEDY = SamplingParams(temperature=0.0)
 NUM_STEPS = 20  # of a measurement
 NUM_FIRST = 3  # not timed

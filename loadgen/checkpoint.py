@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.vocabulary import write_tokenizer
+from tandem.model_config import ModelConfig, parse_model_config
 
 Dtype = Literal["float32", "bfloat16"]
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -79,6 +80,11 @@ PRESETS: dict[str, Shape] = {
     "1b": Shape(2048, 16, 32, 8, 8192, 128_256, 8192),
     "8b": Shape(4096, 32, 32, 8, 14_336, 128_256, 8192),
 }
+
+
+def model_config(shape: Shape, dtype: Dtype = "float32") -> ModelConfig:
+    """What a node reads of such a checkpoint."""
+    return parse_model_config(json.dumps(_config(shape, dtype)).encode())
 
 
 def write_checkpoint(

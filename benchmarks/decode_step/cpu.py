@@ -18,18 +18,19 @@ from benchmarks.decode_step.requests import (
     decoding_core,
     host_times,
 )
-from benchmarks.decode_step.stages import MODEL, PAGE_SIZE, SAMPLE, TimedModel, llama
+from benchmarks.decode_step.stages import MODEL, PAGE_SIZE, SAMPLE, TimedModel
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, say
 from engine.decoder import kv_layout
 from engine.parts import FEW_ROWS
 from engine.runner import TorchRunner
+from loadgen.checkpoint import PRESETS, model_config
 from node.core import NodeCore
 from tandem.model_config import ModelDtype
 
 MODELS = {
-    "35M": llama(num_layers=8, hidden=512, num_heads=8, inner=1408, vocab=8192),
-    "300M": llama(num_layers=20, hidden=1024, num_heads=16, inner=2816, vocab=32000),
+    "35M": model_config(PRESETS["35m"]),
+    "300M": model_config(PRESETS["300m"]),
 }
 DTYPES: tuple[ModelDtype, ...] = ("float32", "bfloat16")
 BATCHES = (1, 8, 32)

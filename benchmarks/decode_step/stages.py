@@ -21,7 +21,7 @@ from engine.sampler import Sampler
 from engine.weights import expected_shapes
 from kernels.cpu.team import ProductTeam
 from node.runner import Sampled, SampleRequest
-from tandem.model_config import ModelConfig, ModelDtype, RopeScaling
+from tandem.model_config import ModelConfig, ModelDtype
 
 CPU = torch.device("cpu")
 PAGE_SIZE = 16
@@ -29,31 +29,6 @@ SAMPLE = "sample"
 # Operations whose time is the model's own; the rest of a step is what it costs to run a model.
 MODEL = ("embed", "rms_norm", "qkv", "rope_write", "attention", "output", "gate_up", "silu_and_mul",
          "down", "head")  # fmt: skip
-
-
-def llama(num_layers: int, hidden: int, num_heads: int, inner: int, vocab: int) -> ModelConfig:
-    """A Llama with half as many KV heads as heads, and an output layer of its own."""
-    return ModelConfig(
-        architecture="LlamaForCausalLM",
-        num_layers=num_layers,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_heads=num_heads,
-        num_kv_heads=num_heads // 2,
-        head_dim=hidden // num_heads,
-        vocab_size=vocab,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-5,
-        rope_theta=1e4,
-        rope_scaling=RopeScaling(kind="default", factor=1.0, original_max_position_embeddings=2048),
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
-        tie_word_embeddings=False,
-        sliding_windows=(None,) * num_layers,
-        dtype="float32",
-    )
 
 
 class StageClock:

@@ -5,13 +5,13 @@ as a node sees it, so that it less the graph is what the host leaves visible of 
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
-from benchmarks.decode_probe import LLAMA_8B, ROOM, DecodeProbe
+from benchmarks.decode_probe import ROOM, DecodeProbe
 from benchmarks.gpu_all.attempts import one_by_one
 from benchmarks.gpu_all.setting import Setting, Table
 from benchmarks.gpu_all.step import floor_s
+from loadgen.checkpoint import Shape, model_config
 
 SIZES = [(1, 1024), (1, 8192), (32, 1024), (32, 8192), (128, 1024), (256, 1024)]
 HEADER = ("rows x context", "floor ms", "graph ms", "of floor", "host ms", "no graph, host ms")
@@ -20,20 +20,17 @@ HEADER = ("rows x context", "floor ms", "graph ms", "of floor", "host ms", "no g
 def run(setting: Setting) -> Iterator[Table]:
     """Greedy steps, captured and not."""
     shape, sizes = setting.shape, setting.pick(SIZES, [(2, 40)])
-    config = replace(
-        LLAMA_8B,
-        num_layers=shape.num_layers,
+    model = Shape(
         hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
+        num_layers=shape.num_layers,
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate,
         vocab_size=shape.vocab,
-        sliding_windows=(None,) * shape.num_layers,
     )
     pages = [rows * (-(-(context + ROOM) // setting.page_size) + 1) for rows, context in sizes]
     probe = DecodeProbe(
-        config,
+        model_config(model),
         num_pages=max(pages),
         max_context=max(context for _, context in sizes),
         device=setting.device.type,

@@ -15,31 +15,10 @@ from engine.runner import TorchRunner
 from engine.sampler import Sampler
 from engine.weights import expected_shapes
 from node.runner import SampleRequest, SequenceStep, StepBatch
-from tandem.model_config import ModelConfig, RopeScaling
 from tandem.sampling import SamplingParams
+from tests.engine.resident_world import CONFIG
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CONFIG = ModelConfig(
-    architecture="Qwen3ForCausalLM",
-    num_layers=2,
-    hidden_size=32,
-    intermediate_size=48,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=64,
-    max_position_embeddings=64,
-    rms_norm_eps=1e-6,
-    rope_theta=1e4,
-    rope_scaling=RopeScaling(kind="default", factor=1.0, original_max_position_embeddings=64),
-    qkv_bias=True,
-    output_bias=False,
-    mlp_bias=False,
-    qk_norm=True,
-    tie_word_embeddings=True,
-    sliding_windows=(None, 5),
-    dtype="float32",
-)
 
 
 def make_runner(ops: Ops, device: torch.device) -> TorchRunner:
