@@ -5,7 +5,6 @@ on the bulk thread. Work is cut into slices of about 1 MiB, so a stop takes effe
 Copies and hashes of that size release the interpreter's lock: other threads wait for 0.1 ms.
 """
 
-import itertools
 import logging
 import os
 import threading
@@ -33,7 +32,7 @@ from kv_transfer.checksum import HostPages, OwnPages, PageArray
 from kv_transfer.cuda_driver import DeviceLost
 from kv_transfer.cuda_ipc import CudaPages
 from kv_transfer.inproc import InprocPools
-from kv_transfer.niceness import give_way, yielding_context
+from kv_transfer.niceness import Naps, give_way, yielding_context
 from kv_transfer.peer_pools import PeerPools
 from kv_transfer.pool_owner import PoolOwner
 from kv_transfer.probe import Trial, fastest, try_offer
@@ -43,11 +42,6 @@ from kv_transfer.zmq_frames import CurveKeys
 from kv_transfer.zmq_receiver import ZmqReceiver
 from tandem.messages.handoff import TransportOffer
 
-# A thread that never waits keeps its core, and others, with little to do, wait for it at each
-# turn: with two cores, p99 of control messages was 6 ms beside shared memory. A nap in every
-# 8 MiB or so made it 3 ms (decision 0014).
-NAP_S = 50e-6
-ROUNDS_PER_NAP = 8
 MAX_REQUESTS = 100_000  # a bound for runaway callers; real nodes have tens
 NO_PAGES: PageArray = np.empty((0, 1), np.uint8)  # a GPU's are not received over zmq
 
@@ -300,10 +294,11 @@ class BulkThread:
 
     def _move_pages(self) -> None:
         door = self._receiver.door
-        for number in itertools.count(1):
-            if number % ROUNDS_PER_NAP == 0:
-                time.sleep(NAP_S)
-            for ready, _ in self._poller.poll(self._patience_ms()):
+        naps = Naps()
+        while True:
+            patience_ms = self._patience_ms()
+            naps.round_begins(has_work=patience_ms is not None)
+            for ready, _ in self._poller.poll(patience_ms):
                 if ready == self._wake.descriptor:
                     self._wake.clear()
                 elif ready is self._receiver.socket:

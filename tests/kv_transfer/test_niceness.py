@@ -6,7 +6,16 @@ from pathlib import Path
 
 import zmq
 
-from kv_transfer.niceness import NICENESS, give_way, yielding_context
+from kv_transfer import niceness
+from kv_transfer.niceness import (
+    NAP_S,
+    NICENESS,
+    ROUNDS_AT_ONCE,
+    ROUNDS_PER_NAP,
+    Naps,
+    give_way,
+    yielding_context,
+)
 
 
 def niceness_of(thread_id: int) -> int:
@@ -38,3 +47,17 @@ def test_the_threads_of_the_context_give_way() -> None:
         own = threads() - before
         assert own
         assert {niceness_of(thread_id) for thread_id in own} == {NICENESS}
+
+
+def test_naps_come_with_long_work_only(monkeypatch) -> None:
+    naps_s: list[float] = []
+    monkeypatch.setattr(niceness.time, "sleep", naps_s.append)
+    naps = Naps()
+    for _ in range(3):  # short work after a rest: none
+        for _ in range(ROUNDS_AT_ONCE):
+            naps.round_begins(has_work=True)
+        naps.round_begins(has_work=False)
+    assert naps_s == []
+    for _ in range(ROUNDS_AT_ONCE + 5 * ROUNDS_PER_NAP):
+        naps.round_begins(has_work=True)
+    assert naps_s == [NAP_S] * 5
