@@ -5,7 +5,7 @@ owner the node whose pool receives them. Shells turn `Send` into messages, bulk 
 copies, and bulk events back into calls.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -40,7 +40,8 @@ class WritePages:
     """Bulk: copy `source_pages[i]` to the owner's `target_pages[i]`; positions start at `first`.
 
     Answered by `PagesWritten` or `WriteFailed`, also after a `StopWriting`, which only makes the
-    answer come sooner: until it comes the copy may be running.
+    answer come sooner: until it comes the copy may be running. `later_pages`, a hint, are the
+    owner's that this transfer has yet to fill.
     """
 
     key: TransferKey
@@ -49,6 +50,7 @@ class WritePages:
     first: int
     source_pages: tuple[int, ...]
     target_pages: tuple[int, ...]
+    later_pages: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

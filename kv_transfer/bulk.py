@@ -28,6 +28,7 @@ from kv_transfer.actions import (
     WritePages,
 )
 from kv_transfer.allocator import keep_freed_memory
+from kv_transfer.backing import Backing
 from kv_transfer.checksum import HostPages, OwnPages, PageArray
 from kv_transfer.cuda_driver import DeviceLost
 from kv_transfer.cuda_ipc import CudaPages
@@ -139,7 +140,8 @@ class BulkThread:
         self._poller.register(self._receiver.socket, zmq.POLLIN)
         if self._receiver.door is not None:
             self._poller.register(self._receiver.door.socket, zmq.POLLIN)
-        self._owner = PoolOwner(self._own, self._receiver, self._poller, post)
+        backing = Backing(self._own.pages) if isinstance(self._own, HostPages) else None
+        self._owner = PoolOwner(self._own, self._receiver, self._poller, post, backing)
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
         self.zmq_address = self._receiver.address
 

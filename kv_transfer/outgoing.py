@@ -25,7 +25,6 @@ from kv_transfer.actions import (
     StopWriting,
     TransferFailed,
     TransferKey,
-    WritePages,
     WriterEvent,
 )
 from kv_transfer.departures import Departure, OutgoingPhase, explain_grant
@@ -322,10 +321,7 @@ class OutgoingTransfers:
         if ready and (num_chunks < MAX_CHUNKS - 1 or transfer.first_token is not None):
             transfer.num_asked += len(ready)
             transfer.writing[first] = len(ready)
-            targets = transfer.target_pages[first : transfer.num_asked]
-            self._actions.append(
-                WritePages(transfer.key, transfer.owner, transfer.grant_id, first, ready, targets)
-            )
+            self._actions.append(requests.write(transfer, first, ready))
             if first == 0:
                 self._beat(transfer, now)
         if transfer.is_written:

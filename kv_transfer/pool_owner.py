@@ -20,6 +20,7 @@ from kv_transfer.actions import (
     VerifyPages,
     WriterGone,
 )
+from kv_transfer.backing import Backing
 from kv_transfer.checksum import OwnPages, Verification
 from kv_transfer.zmq_receiver import ZmqReceiver
 
@@ -37,8 +38,10 @@ class PoolOwner:
         receiver: ZmqReceiver,
         poller: zmq.Poller,
         post: Callable[[BulkEvent], None],
+        backing: Backing | None = None,
     ) -> None:
         self._pages = pages
+        self._backing = backing  # of pages in host memory
         self._receiver = receiver
         self._poller = poller
         self._post = post
@@ -50,8 +53,9 @@ class PoolOwner:
 
     @property
     def patience_ms(self) -> int | None:
-        """Zero while something is to be verified."""
-        return 0 if self._verifications else None
+        """Zero while something is to be verified, or memory to be asked for."""
+        is_idle = self._backing is None or self._backing.is_idle
+        return None if is_idle and not self._verifications else 0
 
     # --- writers ---------------------------------------------------------------------------------
 
@@ -112,6 +116,8 @@ class PoolOwner:
         """From now on its writer may write and read."""
         transport = self._transports.get(grant.writer, UNKNOWN)
         self._grants[grant.grant_id] = (grant, transport)
+        if self._backing is not None:
+            self._backing.want(grant.pages)
         if transport == "zmq":
             self._receiver.open_grant(grant)
         elif transport == ENDED:
@@ -139,8 +145,11 @@ class PoolOwner:
             self._post(PagesVerified(request.key, request.grant_id, error))
 
     def advance(self) -> None:
-        """Verify a slice of the oldest request."""
-        if self._verifications and self._verifications[0].advance():
+        """Verify a slice of the oldest request; else ask for memory behind granted pages."""
+        if not self._verifications:
+            if self._backing is not None:
+                self._backing.advance()
+        elif self._verifications[0].advance():
             done = self._verifications.popleft()
             request = done.request
             self._post(PagesVerified(request.key, request.grant_id, done.error))

@@ -1,6 +1,6 @@
-"""What a writer says to owners, as messages."""
+"""What a writer says to owners, as messages, and to its bulk thread."""
 
-from kv_transfer.actions import TransferKey
+from kv_transfer.actions import TransferKey, WritePages
 from kv_transfer.departures import Departure
 from tandem.messages.handoff import Commit, Drained, Progress
 
@@ -12,6 +12,15 @@ def progress(transfer: Departure) -> Progress:
         attempt=transfer.key[1],
         grant_id=transfer.grant_id,
         num_pages_written=transfer.num_asked,
+    )
+
+
+def write(transfer: Departure, first: int, source_pages: tuple[int, ...]) -> WritePages:
+    """Copy these, which are from `first` on."""
+    end = first + len(source_pages)
+    targets, later = transfer.target_pages[first:end], transfer.target_pages[end:]
+    return WritePages(
+        transfer.key, transfer.owner, transfer.grant_id, first, source_pages, targets, later
     )
 
 

@@ -22,6 +22,7 @@ from kv_transfer.actions import (
     WriteFailed,
     WritePages,
 )
+from kv_transfer.backing import Backing
 from kv_transfer.checksum import LARGE_PAGE_BYTES, ChunkHasher, PageArray
 from kv_transfer.gather import gathered
 
@@ -108,7 +109,8 @@ def explain_request(request: PoolRequest, num_own: int, num_theirs: int) -> str 
     own, theirs = pages_of(request)
     if len(own) != len(theirs) or not own:
         return f"{len(own)} pages here for {len(theirs)} there"
-    for pages, limit in ((own, num_own), (theirs, num_theirs)):
+    later = request.later_pages if isinstance(request, WritePages) else ()
+    for pages, limit in ((own, num_own), (theirs + later, num_theirs)):
         for page in (min(pages), max(pages)):
             if not 0 <= page < limit:
                 return f"page {page} of a pool of {limit}"
@@ -144,6 +146,7 @@ class MappedPool:
             raise ValueError(f"pages of {own.shape[1]} and of {theirs.shape[1]} bytes")
         self._own = own
         self._theirs: PageArray | None = theirs
+        self._backing = Backing(theirs)
         self._scratch = scratch
         self._unmap = unmap
         self._copies: deque[_Copy] = deque()
@@ -151,11 +154,13 @@ class MappedPool:
     @property
     def patience_ms(self) -> int | None:
         """Memory never makes us wait."""
-        return 0 if self._copies else None
+        return 0 if self._copies or not self._backing.is_idle else None
 
     def submit(self, request: PoolRequest, now: float) -> None:
         """Queue a copy."""
         hasher = start_hash(request) if isinstance(request, WritePages) else None
+        if isinstance(request, WritePages):
+            self._backing.want(request.later_pages)
         self._copies.append(_Copy(request, now, hasher))
 
     def stop(self, key: TransferKey, reason: str) -> list[Failed]:
@@ -165,9 +170,12 @@ class MappedPool:
         return [failed(copy.request, reason) for copy in stopped]
 
     def advance(self, now: float) -> list[PeerEvent]:
-        """Copy up to a slice of the oldest request; writes are hashed."""
+        """Copy up to a slice of the oldest request, hashing writes; else prepare for later ones."""
         theirs = self._theirs
-        if not self._copies or theirs is None:
+        if theirs is None:
+            return []
+        if not self._copies:
+            self._backing.advance()
             return []
         copy = self._copies[0]
         end = copy.num_done + max(1, SLICE_BYTES // self._own.shape[1])
@@ -175,6 +183,7 @@ class MappedPool:
         if isinstance(copy.request, ReadPages):
             copy_pages(self._own, ours, theirs, others, None)
         else:
+            self._backing.ask(others)
             copy_pages(theirs, others, self._own, ours, copy.hasher)
         copy.num_done += len(ours)
         if copy.num_done < len(pages_of(copy.request)[0]):
@@ -208,6 +217,7 @@ class MappedPool:
         """Forget all copies, then the mapping."""
         unfinished = [failed(copy.request, reason) for copy in self._copies]
         self._copies.clear()
+        self._backing.forget()
         self._theirs = self._scratch = None  # a mapping cannot be closed under a numpy view of it
         if self._unmap is not None:
             self._unmap()

@@ -100,10 +100,11 @@ def make_write() -> Callable[..., kv.WritePages]:
         grant_id: int = 7,
         first: int = 0,
         request: int = 1,
+        later: tuple[int, ...] = (),
     ) -> kv.WritePages:
         owner = NodeRef(node_id=owner_id, incarnation=1, epoch=1, control_address="tcp://x")
         key = (bytes([request]) * 16, 1)
-        return kv.WritePages(key, owner, grant_id, first, sources, targets)
+        return kv.WritePages(key, owner, grant_id, first, sources, targets, later)
 
     return make
 
