@@ -61,7 +61,8 @@ def populate(address: int, num_bytes: int) -> bool:
         return False
     begin = address // mmap.PAGESIZE * mmap.PAGESIZE
     size = ctypes.c_size_t(address + num_bytes - begin)
-    return _LIBC.madvise(ctypes.c_void_p(begin), size, MADV_POPULATE_WRITE) == 0
+    result: int = _LIBC.madvise(ctypes.c_void_p(begin), size, MADV_POPULATE_WRITE)
+    return result == 0
 
 
 _LIBC = ctypes.CDLL(None)  # its calls let go of the interpreter

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import zmq
 
-from kv_transfer import niceness
 from kv_transfer.niceness import (
     NAP_S,
     NICENESS,
@@ -51,7 +50,7 @@ def test_the_threads_of_the_context_give_way() -> None:
 
 def test_naps_come_with_long_work_only(monkeypatch) -> None:
     naps_s: list[float] = []
-    monkeypatch.setattr(niceness.time, "sleep", naps_s.append)
+    monkeypatch.setattr("kv_transfer.niceness.time.sleep", naps_s.append)
     naps = Naps()
     for _ in range(3):  # short work after a rest: none
         for _ in range(ROUNDS_AT_ONCE):
