@@ -7,7 +7,7 @@ chunks, so that a device may run its decode kernel over the first `num_decode` s
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,27 +70,21 @@ def build_batch(
 
     Tensors on the device; without one, numpy arrays.
     """
-    row_counts = [len(sequence.token_ids) for sequence in step.sequences]
-    singles = [i for i, count in enumerate(row_counts) if count == 1]
-    chunks = [i for i, count in enumerate(row_counts) if count != 1]
-    padding = [padding_row(context, page_size, scratch_page) for context in step.padding_contexts]
-    num_single = len(singles) + len(padding)
-    sequences = [step.sequences[i] for i in singles]
-    sequences += padding
-    sequences += [step.sequences[i] for i in chunks]
-    counts = np.array([len(sequence.token_ids) for sequence in sequences], np.int32)
-    starts = np.array([sequence.start for sequence in sequences], np.int32)
-    query_starts = np.zeros(len(sequences) + 1, np.int32)
-    np.cumsum(counts, out=query_starts[1:])
-    tables = _stack_tables(sequences, starts + counts, page_size, scratch_page)
-    row_ids = np.arange(query_starts[-1], dtype=np.int32)
-    positions = row_ids + np.repeat(starts - query_starts[:-1], counts)
-    page_ids = tables[np.repeat(np.arange(len(sequences)), counts), positions // page_size]
-    slots = np.empty(len(row_counts), np.int32)
-    slots[singles] = np.arange(len(singles))
-    slots[chunks] = np.arange(num_single, len(sequences))
+    order, counts, slots, num_single = _in_order(step, page_size, scratch_page)
+    starts = np.array([sequence.start for sequence in order], np.int32)
+    tables = _stack_tables(order, starts + counts, page_size, scratch_page)
+    if num_single == len(order):  # as in most steps
+        owners, positions = np.arange(len(order)), starts
+        query_starts = np.arange(len(order) + 1, dtype=np.int32)
+    else:
+        query_starts = np.zeros(len(order) + 1, np.int32)
+        np.cumsum(counts, out=query_starts[1:])
+        owners = np.repeat(np.arange(len(order)), counts)
+        positions = np.arange(len(owners), dtype=np.int32) + (starts - query_starts[:-1])[owners]
+    page_ids = tables[owners, positions // page_size]
     sampled = [i for i, sequence in enumerate(step.sequences) if sequence.sample is not None]
-    sample_rows = query_starts[1:][slots[sampled]].astype(np.int64) - 1
+    sampled_slots = slots if len(sampled) == len(slots) else slots[sampled]
+    sample_rows = query_starts[sampled_slots + 1].astype(np.int64) - 1
     asked = [
         AskedRows(i, int(query_starts[slots[i]]), int(query_starts[slots[i] + 1]), each.question)
         for i, each in enumerate(step.sequences)
@@ -101,7 +95,7 @@ def build_batch(
         return array if device is None else torch.from_numpy(array).to(device, non_blocking=True)
 
     return Batch(
-        token_ids=rows(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)),
+        token_ids=rows(_joined([s.token_ids for s in order]).astype(np.int64)),
         positions=rows(positions),
         page_ids=rows(page_ids),
         offsets=rows(positions % page_size),
@@ -126,12 +120,46 @@ def padding_row(context: int, page_size: int, scratch_page: int) -> SequenceStep
     )
 
 
+def _in_order(
+    step: StepBatch, page_size: int, scratch_page: int
+) -> tuple[Sequence[SequenceStep], Int32Array, NDArray[np.int64], int]:
+    """Sequences of one row, padding, then chunks; their rows, the place of each sequence of the
+    step among them, and how many have one row."""
+    row_counts = [len(sequence.token_ids) for sequence in step.sequences]
+    num_sequences = len(row_counts)
+    if row_counts.count(1) == num_sequences and not step.padding_contexts:
+        ones = np.ones(num_sequences, np.int32)
+        return step.sequences, ones, np.arange(num_sequences), num_sequences
+    singles = [i for i, count in enumerate(row_counts) if count == 1]
+    chunks = [i for i, count in enumerate(row_counts) if count != 1]
+    padding = [padding_row(each, page_size, scratch_page) for each in step.padding_contexts]
+    num_single = len(singles) + len(padding)
+    order = [step.sequences[i] for i in singles] + padding
+    order += [step.sequences[i] for i in chunks]
+    counts = np.array([len(sequence.token_ids) for sequence in order], np.int32)
+    slots = np.empty(num_sequences, np.int64)
+    slots[singles] = np.arange(len(singles))
+    slots[chunks] = np.arange(num_single, len(order))
+    return order, counts, slots, num_single
+
+
+def _joined(arrays: Sequence[Int32Array]) -> Int32Array:
+    """One behind the other: as bytes, which takes 7 us for 256 where `np.concatenate` takes 45."""
+    joined: Int32Array = np.frombuffer(b"".join(cast(Sequence[bytes], arrays)), np.int32)
+    return joined
+
+
 def _stack_tables(
     sequences: Sequence[SequenceStep], lengths: Int32Array, page_size: int, scratch_page: int
 ) -> Int32Array:
     """Block tables [S, max_pages], cut to the pages in use; the rest names the scratch page."""
-    pages = -(-lengths // page_size)
-    tables = np.full((len(sequences), int(pages.max())), scratch_page, np.int32)
-    for row, sequence, num_pages in zip(tables, sequences, pages.tolist(), strict=True):
-        row[:num_pages] = sequence.block_table[:num_pages]
-    return tables
+    given = [sequence.block_table for sequence in sequences]
+    num_given = np.fromiter(map(len, given), np.int32, len(given))
+    num_used = -(-lengths // page_size)
+    columns = np.arange(num_given.max())
+    tables = np.full((len(given), columns.size), scratch_page, np.int32)
+    tables[columns < num_given[:, None]] = _joined(given)
+    if (num_given == num_used).all():
+        return tables
+    tables[columns >= num_used[:, None]] = scratch_page
+    return np.ascontiguousarray(tables[:, : num_used.max()])

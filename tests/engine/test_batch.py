@@ -1,9 +1,12 @@
 """Steps as flat tensors: decode rows first, padding on the scratch page, samples in order."""
 
+import random
+
 import numpy as np
+import pytest
 import torch
 
-from engine.batch import Batch, build_batch
+from engine.batch import Batch, build_batch, padding_row
 from node.runner import SampleRequest, SequenceStep, StepBatch
 from tandem.sampling import SamplingParams
 
@@ -70,3 +73,41 @@ def test_a_step_of_padding_alone_samples_nothing() -> None:
     assert batch.num_tokens == 2
     assert batch.sample_rows.tolist() == []
     assert batch.requests == ()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_row_is_what_its_sequence_says(seed: int) -> None:
+    """The plain form: rows one after the other. Tables may be longer than the tokens need."""
+    rng = random.Random(seed)
+    has_chunks, has_padding = seed % 3 > 0, seed % 5 == 0
+    sequences, num_pages = [], 0
+    for n in range(rng.randint(1, 9)):
+        start, num_tokens = rng.randint(0, 12), rng.choice((1, 2, 7)) if has_chunks else 1
+        length = -(-(start + num_tokens) // PAGE) + (rng.randint(0, 2) if seed % 2 else 0)
+        pages = list(range(num_pages, num_pages + length))
+        sample = n if rng.random() < 0.6 or not has_chunks else None
+        sequences.append(step(start, num_tokens, pages, sample))
+        num_pages += length
+    padding = (5, 1) if has_padding else ()
+    batch = build(*sequences, padding=padding)
+    order = [s for s in sequences if len(s.token_ids) == 1]
+    order += [padding_row(context, PAGE, SCRATCH) for context in padding]
+    assert batch.num_decode == len(order)
+    order += [s for s in sequences if len(s.token_ids) != 1]
+    rows = [(s, s.start + i, token) for s in order for i, token in enumerate(s.token_ids.tolist())]
+    assert batch.token_ids.tolist() == [token for _, _, token in rows]
+    assert batch.positions.tolist() == [position for _, position, _ in rows]
+    assert batch.page_ids.tolist() == [s.block_table[p // PAGE] for s, p, _ in rows]
+    assert batch.offsets.tolist() == [p % PAGE for _, p, _ in rows]
+    ends = np.cumsum([len(s.token_ids) for s in order]).tolist()
+    assert batch.query_starts.tolist() == [0, *ends]
+    assert batch.context_lens.tolist() == [s.start + len(s.token_ids) for s in order]
+    for s, length, table in zip(order, batch.context_lens, batch.block_tables, strict=True):
+        used = -(-int(length) // PAGE)
+        assert table[:used].tolist() == s.block_table[:used].tolist()
+        assert (table[used:] == SCRATCH).all()
+    wanted = [i for i, s in enumerate(sequences) if s.sample is not None]
+    assert batch.sequence_ids == tuple(wanted)
+    assert batch.requests == tuple(sequences[i].sample for i in wanted)
+    lasts = {id(s): end - 1 for s, end in zip(order, ends, strict=True)}
+    assert batch.sample_rows.tolist() == [lasts[id(sequences[i])] for i in wanted]
