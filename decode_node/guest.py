@@ -277,7 +277,8 @@ class DecodeGuest:
             assert drawn is not None
             if drawn.error is None:
                 entry.resident.num_computed += 1
-                self._append(entry, drawn.token_id, drawn.wire_logprobs, now)
+                logprobs = None if drawn.logprob is None else drawn.wire_logprobs
+                self._append(entry, drawn.token_id, logprobs, now)
             else:
                 self._end(entry, "failed", now, "internal", drawn.error)
                 self._state.distrust(entry.resident)

@@ -15,6 +15,7 @@ LONGEST_RESEND_S = 4.0
 # Half of the control frame's limit: a delta's size is estimated, not measured.
 MAX_MESSAGE_COST = 32_000
 TOKEN_COST = 6
+NO_LOGPROBS: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(slots=True)
@@ -44,34 +45,57 @@ class _Stream:
             return True
         return self.ending is not None and not self.is_ending_sent and not self.is_ending_taken
 
+    def forget_below(self, index: int, now: float) -> None:
+        """The gateway has the tokens below `index`."""
+        ids = self.ids
+        num_taken = min(index - self.base, len(ids))
+        del ids[:num_taken]
+        if self.logprobs:
+            del self.logprobs[:num_taken]
+        self.base += num_taken
+        self.sent = max(self.sent, self.base)
+        if self.is_report_sent:
+            self.report = None
+        self.waiting_since, self.resend_s = now, RESEND_AFTER_S
+
     def take(self, key: RequestKey, budget: int) -> tuple[TokenDelta, int]:
         """Tokens not yet sent, as many as cost at most `budget` (one at least), and their cost."""
         first, ids, logprobs = self.sent - self.base, self.ids, self.logprobs
-        if logprobs:
-            num_new, cost = self._num_within(first, budget)
+        if first + 1 == len(ids):  # as in most steps
+            num_new = 1
+            new_ids: tuple[int, ...] = (ids[first],)
         else:
-            num_new = min(len(ids) - first, max(1, budget // TOKEN_COST))
-            cost = num_new * TOKEN_COST
-        end = first + num_new
+            num_new = self._num_within(first, budget)
+            new_ids = tuple(ids[first : first + num_new])
+        cost, new_logprobs = num_new * TOKEN_COST, NO_LOGPROBS
+        if logprobs:
+            new_logprobs = tuple(logprobs[first : first + num_new])
+            cost += sum(map(_logprobs_cost, new_logprobs))
         delta = TokenDelta(
             request_id=key[0],
             attempt=key[1],
             start=self.sent,
-            ids=tuple(ids[first:end]) if end - first > 1 else (ids[first],),
-            logprobs=tuple(logprobs[first:end]) if logprobs else (),
+            ids=new_ids,
+            logprobs=new_logprobs,
         )
         self.sent += num_new
         return delta, cost
 
-    def _num_within(self, first: int, budget: int) -> tuple[int, int]:
-        """How many tokens with logprobs from the `first` on, and their cost."""
+    def _num_within(self, first: int, budget: int) -> int:
+        """How many tokens from the `first` on cost at most `budget`; one at least."""
+        if not self.logprobs:
+            return min(len(self.ids) - first, max(1, budget // TOKEN_COST))
         cost, num_new = 0, 0
         for index in range(first, len(self.ids)):
-            size = TOKEN_COST + 12 + 16 * len(self.logprobs[index].top)
-            if num_new and cost + size > budget:
+            cost += TOKEN_COST + _logprobs_cost(self.logprobs[index])
+            if num_new and cost > budget:
                 break
-            cost, num_new = cost + size, num_new + 1
-        return num_new, cost
+            num_new += 1
+        return num_new
+
+
+def _logprobs_cost(logprobs: TokenLogprobs) -> int:
+    return 12 + 16 * len(logprobs.top)
 
 
 @dataclass(slots=True)
@@ -83,11 +107,12 @@ class _Draft:
     prefills: list[tuple[bytes, int, PrefillReport]] = field(default_factory=list)
     cost: int = 0
 
-    def fill(self, key: RequestKey, stream: _Stream, now: float) -> None:
-        """Move what fits of a stream's news into the message."""
-        if stream.sent == stream.base:
+    def fill(self, key: RequestKey, stream: _Stream, now: float) -> bool:
+        """Move what fits of a stream's news into the message; whether there is more."""
+        base, sent, end = stream.base, stream.sent, stream.base + len(stream.ids)
+        if sent == base:
             stream.waiting_since = now
-        if stream.sent < stream.base + len(stream.ids):
+        if sent < end:
             delta, cost = stream.take(key, MAX_MESSAGE_COST - self.cost)
             self.deltas.append(delta)
             self.cost += cost + 40
@@ -96,10 +121,11 @@ class _Draft:
             stream.is_report_sent = True
             self.cost += 200
         ending = stream.ending
-        if ending is not None and stream.sent == stream.end and not stream.is_ending_taken:
+        if ending is not None and stream.sent == end and not stream.is_ending_taken:
             self.endings.append(ending)
             stream.is_ending_sent = True
             self.cost += 400 + 4 * len(ending.message or "")
+        return stream.sent < end
 
 
 class Emitter:
@@ -123,12 +149,18 @@ class Emitter:
         logprobs: TokenLogprobs | None,
     ) -> None:
         """Emit one token of an attempt; indices of an attempt are consecutive."""
-        stream = self._stream(peer, key, index)
+        streams, fresh = self._streams.get(peer), self._fresh.get(peer)
+        stream = None if streams is None else streams.get(key)
+        if stream is None:
+            stream = self._stream(peer, key, index)
         assert index == stream.base + len(stream.ids), (index, stream.end)
         stream.ids.append(token_id)
         if logprobs is not None:
             stream.logprobs.append(logprobs)
-        self._note(peer, key, stream)
+        if fresh is None:
+            self._note(peer, key, stream)
+        else:
+            fresh[key] = stream
         self.num_tokens += 1
 
     def prefilled(self, peer: bytes, key: RequestKey, index: int, report: PrefillReport) -> None:
@@ -158,21 +190,21 @@ class Emitter:
     def acknowledge(self, peer: bytes, ack: EmissionAck, now: float) -> None:
         """Forget what the gateway has."""
         streams = self._streams.get(peer, {})
+        touched = [*ack.ended]  # that may be over
         for taken in ack.taken:
-            stream = streams.get((taken.request_id, taken.attempt))
-            if stream is not None and taken.next_index > stream.base:
-                num_taken = min(taken.next_index, stream.end) - stream.base
-                del stream.ids[:num_taken], stream.logprobs[:num_taken]
-                stream.base += num_taken
-                stream.sent = max(stream.sent, stream.base)
-                if stream.is_report_sent:
-                    stream.report = None
-                stream.waiting_since, stream.resend_s = now, RESEND_AFTER_S
+            key = taken.request_id, taken.attempt
+            stream = streams.get(key)
+            if stream is None:
+                continue
+            if taken.next_index > stream.base:
+                stream.forget_below(taken.next_index, now)
+            if stream.is_ending_taken or stream.is_finished:
+                touched.append(key)
         for key in ack.ended:
             # An ending that was not sent yet is news to whoever acknowledged what came before it.
             if key in streams and (streams[key].ending is None or streams[key].is_ending_sent):
                 streams[key].is_ending_taken = True
-        for key in [*((t.request_id, t.attempt) for t in ack.taken), *ack.ended]:
+        for key in touched:
             stream = streams.get(key)
             # An ending may be known before tokens that were lost on the way: those stay.
             is_over = stream is not None and (stream.is_ending_taken or stream.is_finished)
@@ -205,10 +237,11 @@ class Emitter:
         for peer, streams in self._fresh.items():
             drafts = [_Draft()] if streams else []
             for key, stream in streams.items():
-                while stream.has_news:
+                is_left = stream.has_news
+                while is_left:
                     if drafts[-1].cost >= MAX_MESSAGE_COST:
                         drafts.append(_Draft())
-                    drafts[-1].fill(key, stream, now)
+                    is_left = drafts[-1].fill(key, stream, now)
             messages += [(peer, self._emission(draft, epoch)) for draft in drafts]
         self._fresh.clear()
         return messages

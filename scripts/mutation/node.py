@@ -13,6 +13,7 @@ FAULTS = "tests/node/test_pair_faults.py"
 PAIR = "tests/node/test_pair.py"
 PEERS = "tests/node/test_peers.py"
 DRAIN = "tests/node/test_drain.py"
+STEADY = "tests/node/test_steady.py"
 
 PAGES = (
     Mutation(
@@ -171,6 +172,14 @@ STEPS = (
         (PLANS,),
     ),
     Mutation(
+        "steady-pages",
+        "a policy is asked where pages run out",
+        "decode_node/rows.py",
+        "if growing and self._num_pages_to_grow(growing) > self._state.pool.num_free:",
+        "if False:",
+        (STEADY,),
+    ),
+    Mutation(
         "emission-resent",
         "tokens are sent until they are acknowledged",
         "node/emitter.py",
@@ -198,7 +207,7 @@ STEPS = (
         "message-size",
         "long backlogs are cut into messages within the frame limit",
         "node/emitter.py",
-        "if num_new and cost + size > budget:",
+        "if num_new and cost > budget:",
         "if False:",
         (EMITTER,),
     ),

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from node.emitter import MAX_MESSAGE_COST, RESEND_AFTER_S, Emitter
 from tandem.codec import MAX_CONTROL_BYTES, encode
 from tandem.messages.common import PrefillReport, TokenLogprobs
@@ -83,19 +85,24 @@ def test_lossy_network_delivers_everything_and_leaves_nothing() -> None:
     assert sink.ended == {key(n) for n in range(4)}
 
 
-def test_long_backlogs_are_cut_into_messages_within_the_frame_limit() -> None:
+WITH_LOGPROBS = TokenLogprobs(logprob=-0.1, top=tuple((i, -float(i)) for i in range(20)))
+
+
+@pytest.mark.parametrize(("num_tokens", "logprobs"), [(600, WITH_LOGPROBS), (12_000, None)])
+def test_long_backlogs_are_cut_into_messages_within_the_frame_limit(
+    num_tokens: int, logprobs: TokenLogprobs | None
+) -> None:
     emitter, sink = Emitter("n", 1), Sink()
-    logprobs = TokenLogprobs(logprob=-0.1, top=tuple((i, -float(i)) for i in range(20)))
-    for index in range(600):
+    for index in range(num_tokens):
         emitter.token(PEER, key(1), index, index, logprobs)
-    emitter.end(PEER, ending(1, 600))
+    emitter.end(PEER, ending(1, num_tokens))
     messages = [emission for _, emission in emitter.flush(1, 0.0)]
     assert len(messages) > 1
     assert all(len(encode(m)[1]) <= MAX_CONTROL_BYTES for m in messages)
     for message in messages:
         ack = sink.take(message)
     emitter.acknowledge(PEER, ack, 0.0)
-    assert len(sink.tokens[key(1)]) == 600
+    assert len(sink.tokens[key(1)]) == num_tokens
     assert emitter.num_unacknowledged == 0
     assert MAX_MESSAGE_COST < MAX_CONTROL_BYTES
 
