@@ -102,6 +102,11 @@ class Decoder:
         return self._ops.takes_arrays
 
     @property
+    def vocab_size(self) -> int:
+        """Of the language-model head."""
+        return self._config.vocab_size
+
+    @property
     def num_labels(self) -> int:
         """Of the classification head; 0: it has none, and generates."""
         return self._config.num_labels

@@ -13,7 +13,7 @@ import torch
 
 from engine.decoder import Decoder
 from engine.graphs import Capture, CudaCapture, DecodeGraphs, called, captured_sizes
-from engine.kv_pool import KVPool, make_kv_pool
+from engine.kv_pool import TORCH_DTYPES, KVPool, make_kv_pool
 from engine.resident_batch import ResidentBatch
 from engine.resident_runner import ResidentRunner
 from engine.runner import Sample, TorchRunner
@@ -56,10 +56,20 @@ def measure_step_bytes(
 
     def capture() -> object:
         rows = _make_rows(pool, device, limits)
-        sizes = (limits.max_num_seqs,)  # smaller ones find their memory in what it took
+        sizes = (limits.max_num_seqs,)
         return DecodeGraphs(decoder, pool.tensor, rows, sizes, _capture(device))
 
-    return _peak_bytes(device, lambda: plain.run(largest)) + _peak_bytes(device, capture)
+    measured = _peak_bytes(device, lambda: plain.run(largest)) + _peak_bytes(device, capture)
+    return measured + kept_logits_bytes(decoder.vocab_size, layout, limits.max_num_seqs)
+
+
+def kept_logits_bytes(vocab_size: int, layout: KVLayout, max_rows: int) -> int:
+    """What each captured step but the largest two keeps: its logits, 1.1 GB for 256 rows of 128k.
+
+    All else of a smaller step lies where a larger one had its own.
+    """
+    num_rows = 2 * sum(captured_sizes(max_rows)[:-1])  # with noise and without
+    return num_rows * vocab_size * TORCH_DTYPES[layout.dtype].itemsize
 
 
 def largest_step(layout: KVLayout, scratch_page: int, limits: StepLimits) -> StepBatch:

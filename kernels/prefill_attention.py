@@ -80,7 +80,12 @@ def _attend(
     return out.to(q.dtype)
 
 
-@triton.jit(do_not_specialize=["layer", "table_stride", "num_sequences"])
+@triton.jit(
+    do_not_specialize=["layer", "table_stride", "num_sequences"],
+    # Behind decode rows these begin anywhere, and a kernel for each way would be compiled in the
+    # midst of serving; they are read a word at a time.
+    do_not_specialize_on_alignment=["tables_ptr", "positions_ptr"],
+)
 def _prefill_kernel(
     q_ptr: tl.tensor,
     pool_ptr: tl.tensor,

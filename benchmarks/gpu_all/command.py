@@ -44,7 +44,7 @@ PARTS = {
     "decode": 110,
     "step": 80,
     "generation": 60,
-    "handoff": 60,
+    "handoff": 90,
     "prefill": 80,
     "prompt": 50,
     "engine_step": 60,

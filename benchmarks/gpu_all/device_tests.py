@@ -1,6 +1,7 @@
 """Parts that are tests of their own elsewhere: run here, with what they print."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,10 @@ from pathlib import Path
 from benchmarks.gpu_all.setting import LeftOut, Setting, Table
 
 ROOT = Path(__file__).resolve().parents[2]
-# Settings for plugins that a machine with a GPU may lack are no error there.
+# Plugins that a machine with a GPU may lack, and warnings of its versions, are no error there.
 PYTEST = (
-    "-m", "pytest", "-q", "-s", "-x", "-p", "no:cacheprovider",
-    "-o", "addopts=--import-mode=importlib",
-    "-W", "ignore::pytest.PytestConfigWarning", "-W", "ignore::pytest.PytestUnknownMarkWarning",
+    "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider",
+    "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=ignore",
 )  # fmt: skip
 
 
@@ -25,9 +25,16 @@ def run_tests(setting: Setting, title: str, path: str, needed: tuple[str, ...]) 
     if missing and not setting.is_dry:
         raise LeftOut(f"{path} needs {', '.join(missing)}")
     command = [sys.executable, *PYTEST, path, *(["--collect-only"] if setting.is_dry else [])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    lines = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ")]
-    if done.returncode != 0:
-        raise RuntimeError(f"{path} ended with status {done.returncode}: {done.stdout[-1500:]}")
-    rows = [(line,) for line in [*lines, *done.stdout.strip().splitlines()[-1:]]]
-    return Table(title, ("what they print",), rows, {"status": done.returncode})
+    said: list[str] = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:  # at once: the part may be ended at any time
+            print(line.rstrip(), flush=True)
+            said.append(line.strip())
+    text = "\n".join(said)
+    if lacking := re.findall(r"ModuleNotFoundError: No module named '([\w.]+)'", text):
+        raise LeftOut(f"{path} needs {', '.join(sorted(set(lacking)))}")
+    if process.returncode != 0:
+        raise RuntimeError(f"{path} ended with status {process.returncode}")
+    told = [line for line in said if re.match(r".*: \d", line) or " passed" in line]
+    return Table(title, ("what they print",), [(line,) for line in told], {"told": told})

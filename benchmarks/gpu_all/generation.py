@@ -8,6 +8,6 @@ from benchmarks.gpu_all.setting import Setting, Table
 
 def run(setting: Setting) -> Iterator[Table]:
     """Fast and invariant numerics, in float32."""
-    needed = ("transformers", "msgspec", "numba", "pytest")
+    needed = ("transformers", "msgspec", "numba", "hypothesis", "pytest")
     path = "tests/golden/test_gpu_generation.py"
     yield run_tests(setting, "Greedy generation beside transformers", path, needed)

@@ -119,11 +119,11 @@ class Step:
         """The tokens that were drawn, int64 [rows]."""
         model, paged, shape = self._model, self._paged, self._model.setting.shape
         page_size, scale = self._page_size, shape.head_dim**-0.5
-        positions, *where, lengths = begin_rows(self._state, paged.tables, page_size)
+        positions, page_ids, offsets, lengths = begin_rows(self._state, paged.tables, page_size)
         most = paged.tables.shape[1] * page_size
         sizes = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
         plan = plan_decode(lengths, most, *sizes, by_load=self._by_load)
-        slots = (*where, shape.num_heads)
+        slots = (page_ids, offsets, shape.num_heads)
 
         def attend(qkv: torch.Tensor, index: int) -> torch.Tensor:
             layer = index % paged.num_layers

@@ -8,6 +8,6 @@ from benchmarks.gpu_all.setting import Setting, Table
 
 def run(setting: Setting) -> Iterator[Table]:
     """Where its packages are missing, the part `handoff` shows what CUDA itself does."""
-    needed = ("cupy", "msgspec", "zmq", "xxhash", "pytest")
+    needed = ("cupy", "msgpack", "msgspec", "zmq", "xxhash", "hypothesis", "pytest")
     path = "tests/kv_transfer/test_cuda_ipc_gpu.py"
     yield run_tests(setting, "kv_transfer over CUDA IPC", path, needed)

@@ -167,10 +167,7 @@ class World:
         work = [(r, self._num_new(r)) for r in picked]
         if random.random() < 0.6:  # a step of decode rows alone
             work = [(r, n) for r, n in work if n == 1]
-        for request, num_new in work:
-            while len(request.pages) * PAGE_SIZE < request.num_computed + num_new:
-                request.pages.append(self._free.pop(random.randrange(len(self._free))))
-        return work
+        return [(r, n) for r, n in work if self._has_pages(r, r.num_computed + n)]
 
     def computed(
         self, work: list[tuple[Request, int]], sampled: tuple[Sampled | None, ...]
@@ -181,6 +178,15 @@ class World:
             if drawn is not None:
                 assert drawn.error is None
                 request.tokens.append(drawn.token_id)
+
+    def _has_pages(self, request: Request, num_tokens: int) -> bool:
+        """Take what it lacks for so many tokens; False where there is not as much: it waits."""
+        num_missing = -(-num_tokens // PAGE_SIZE) - len(request.pages)
+        if num_missing > len(self._free):
+            return False
+        for _ in range(num_missing):
+            request.pages.append(self._free.pop(self._random.randrange(len(self._free))))
+        return True
 
     def _num_new(self, request: Request) -> int:
         return self._random.randint(1, min(7, len(request.tokens) - request.num_computed))

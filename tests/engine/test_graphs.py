@@ -7,17 +7,24 @@ import numpy as np
 import pytest
 import torch
 
+from engine.decoder import kv_layout
 from engine.graphs import captured_sizes, draw_and_advance
 from engine.resident_batch import Draw, ResidentBatch, RowStep
-from engine.resident_build import StepLimits, largest_step
+from engine.resident_build import StepLimits, kept_logits_bytes, largest_step
 from engine.sampler import Sampler
 from kernels.decode_rows import POSITION, TOKEN
 from node.runner import SampleRequest, SequenceStep, StepBatch
 from tandem.sampling import SamplingParams
-from tests.engine.resident_world import NUM_PAGES, PARAMS, Request, make_runners, run_both
+from tests.engine.resident_world import CONFIG, NUM_PAGES, PARAMS, Request, make_runners, run_both
 
 CPU = torch.device("cpu")
 NOTHING = np.zeros(0, np.int32)
+
+
+def test_the_logits_that_captured_steps_keep_are_counted() -> None:
+    layout = kv_layout(CONFIG, 4, "bfloat16")
+    assert kept_logits_bytes(100, layout, 1) == 0
+    assert kept_logits_bytes(100, layout, 6) == 2 * (1 + 2 + 4) * 100 * 2
 
 
 def test_sizes_end_with_the_largest_and_rise() -> None:
@@ -34,6 +41,11 @@ def test_any_course_of_steps_gives_the_plain_runners_tokens(bundle: str, seed: i
     plain, ours = run_both(bundle, seed, 100)
     if bundle == "invariant":
         assert torch.equal(ours.pool.tensor[:NUM_PAGES], plain.pool.tensor[:NUM_PAGES])
+
+
+def test_more_rows_than_pages_for_them() -> None:
+    """As many rows as the tests on a device have."""
+    run_both("plain", 0, 100, max_rows=20)
 
 
 def decoding(num_tokens: int, first_page: int) -> Request:
