@@ -35,7 +35,7 @@ import triton
 from benchmarks.gpu_all.setting import LeftOut, make_setting
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 525.0
+LIMIT_S = 500.0  # with the search for an interpreter before it, under nine minutes
 DRY_LIMIT_S = 200.0
 # In order of value: what is late may be cut. Seconds allowed; their sum may be more than LIMIT_S.
 PARTS = {
