@@ -49,8 +49,6 @@ class _InFlight:
 
     def result(self) -> StepResult:
         """Wait for the step, then draw what it has not drawn itself."""
-        if self.done is not None:
-            self.done.synchronize()
         return self.runner.finish(self)
 
 
@@ -156,6 +154,9 @@ class ResidentRunner:
 
     def finish(self, step: _InFlight) -> StepResult:
         """What a step drew, once it is done on the device."""
+        if step.done is not None:
+            with on_device(self._device):
+                step.done.synchronize()
         self._is_in_flight = False
         sampled: list[Sampled | None] = [None] * len(step.batch.sequences)
         drawn: list[list[int]] = step.results.tolist()
