@@ -1,11 +1,13 @@
 """What this device can do at most: its copies, its matrix products, its launches."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 
+from benchmarks.gpu_all.attempts import one_by_one
 from benchmarks.gpu_all.setting import Setting, Table
 from benchmarks.gpu_all.timing import num_copies, seconds_per_call
 
@@ -17,6 +19,12 @@ def _empty_kernel(x_ptr: tl.tensor) -> None:
 
 def run(setting: Setting) -> Iterator[Table]:
     """`figures` are the ceilings that the other parts are told."""
+    parts = (("ceilings", _ceilings), ("products", _thin_products))
+    yield from one_by_one((name, partial(measure, setting)) for name, measure in parts)
+
+
+def _ceilings(setting: Setting) -> Table:
+    """Memory, products, launches."""
     device = setting.device
     words = setting.pick(1 << 30, 1 << 12)
     copy_gb_s, read_gb_s = _memory(setting, words)
@@ -34,8 +42,7 @@ def run(setting: Setting) -> Iterator[Table]:
         ("empty kernel in a graph", f"{empty_s * 1e6:.2f} us"),
     ]
     figures = {"copy_gb_s": copy_gb_s, "matmul_tflop_s": tflop_s, "empty_kernel_us": empty_s * 1e6}
-    yield Table("Ceilings", ("what", "measured"), rows, figures)
-    yield _thin_products(setting)
+    return Table("Ceilings", ("what", "measured"), rows, figures)
 
 
 def _memory(setting: Setting, words: int) -> tuple[float, float]:

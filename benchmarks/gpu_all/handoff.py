@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from benchmarks.gpu_all.attempts import Attempt, one_by_one
 from benchmarks.gpu_all.setting import Setting, Table
 
 Json = Any  # what a line of JSON holds
@@ -87,11 +89,16 @@ def pair(setting: Setting) -> Iterator[tuple[Process, Process]]:
 
 def run(setting: Setting) -> Iterator[Table]:
     """One pair for all that needs no death, one pair for each death."""
+    yield from one_by_one(attempts(setting))
+
+
+def attempts(setting: Setting) -> Iterator[Attempt]:
+    """Each while its processes are there."""
     with pair(setting) as (writer, owner):
-        yield rates(setting, writer)
-        yield exposed(setting, writer, owner)
-        yield stalls(setting, writer, owner)
-    yield deaths(setting)
+        yield "rates", partial(rates, setting, writer)
+        yield "exposed", partial(exposed, setting, writer, owner)
+        yield "stalls", partial(stalls, setting, writer, owner)
+    yield "deaths", partial(deaths, setting)
 
 
 def rates(setting: Setting, writer: Process) -> Table:
