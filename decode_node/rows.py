@@ -21,13 +21,16 @@ class DecodeRows:
         self._state = state
         self._entries = entries
         self._running: list[Resident] = []  # at the last steady step
-        self._oldest_first: tuple[RequestKey, ...] = ()  # the same
+        self._oldest_first: list[Resident] = []  # the same
+        self._keys: tuple[RequestKey, ...] = ()  # of these
 
     def views(self, phase: Phase) -> tuple[SequenceView, ...]:
         """All requests of a phase."""
         residents = [e.resident for e in self._entries.values() if e.phase is phase]
+        if not self._state.pool.sets_aside:
+            return tuple([r.view() for r in residents])
         set_aside = self._state.pool.num_set_aside
-        return tuple(r.view(num_set_aside=set_aside(r.key)) for r in residents)
+        return tuple([r.view(num_set_aside=set_aside(r.key)) for r in residents])
 
     def steady(self) -> tuple[RequestKey, ...] | None:
         """All that run, oldest first as policies sort them, where nobody waits or is swapped and
@@ -45,8 +48,9 @@ class DecodeRows:
             return None
         if residents != self._running:  # compared by identity
             self._running = residents
-            self._oldest_first = tuple(r.key for r in sorted(residents, key=_rank))
-        return self._oldest_first
+            self._oldest_first = sorted(residents, key=_rank)
+            self._keys = tuple(r.key for r in self._oldest_first)
+        return self._keys
 
     def _num_pages_to_grow(self, residents: Sequence[Resident]) -> int:
         """Free pages that their next tokens take."""
@@ -58,15 +62,14 @@ class DecodeRows:
     def steps(self, keys: Sequence[RequestKey]) -> tuple[Sequence[RequestKey], list[SequenceStep]]:
         """Those of these running requests that need not wait for a page, and their next tokens."""
         entries, eos_token_ids = self._entries, self._state.identity.eos_token_ids
-        steps = []
-        held: set[RequestKey] = set()
-        for key in keys:
-            resident = entries[key].resident
-            if resident.num_tokens > resident.num_page_tokens and not self._state.grow(resident):
-                held.add(key)
-            else:
-                steps.append(resident.step(1, eos_token_ids))
-        return [key for key in keys if key not in held] if held else keys, steps
+        is_steady = keys is self._keys  # so nobody has come or gone since these were given
+        residents = self._oldest_first if is_steady else [entries[key].resident for key in keys]
+        growing = [r for r in residents if r.num_tokens > r.num_page_tokens]
+        held = {r.key for r in growing if not self._state.grow(r)}
+        if held:
+            residents = [r for r in residents if r.key not in held]
+            keys = [r.key for r in residents]
+        return keys, [r.step(1, eos_token_ids) for r in residents]
 
 
 def _rank(resident: Resident) -> tuple[int, int]:

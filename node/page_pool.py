@@ -48,6 +48,11 @@ class PagePool:
         """Whether a request whose pages were taken waits for others, or the oldest lacks some."""
         return self.growth.has_displaced or self.growth.num_kept > self.ledger.num_available
 
+    @property
+    def sets_aside(self) -> bool:
+        """Whether `num_set_aside` can be above 0 for anybody."""
+        return self.growth.num_kept > 0
+
     def num_set_aside(self, key: RequestKey) -> int:
         """Pages that nobody else may take and no promise counts: the oldest resident's."""
         if not self.growth.is_oldest(key):

@@ -31,7 +31,7 @@ def check_plan(
     candidates = {s.key for s in view.waiting} | (set() if gone else swapped)
     num_rows = view.max_num_seqs - len(running) + len(gone)
     admit = _unique([k for k in plan.admit if k in candidates])[: max(0, num_rows)]
-    rows = (running - gone) | set(admit)
+    rows = (running - gone) | set(admit) if gone or admit else running
     decode = _unique([k for k in plan.decode if k in rows])
     padding = plan.padding_contexts[: view.max_num_seqs - len(decode)]
     budget = view.max_num_batched_tokens - len(decode) - len(padding)

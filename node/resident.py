@@ -144,31 +144,30 @@ class Resident:
 
     def view(self, *, num_set_aside: int = 0) -> SequenceView:
         """What policies see; so many pages are set aside for it beyond its promise."""
-        spec = self.spec
+        spec, hashes = self.spec, self.page_hashes
+        # In the order of its fields: named they would take a third longer.
         return SequenceView(
-            key=self.key,
-            age=spec.sequence,
-            arrived_at=self.arrived_at,
-            priority=spec.priority,
-            tenant=spec.tenant,
-            num_prompt_tokens=self.num_prompt_tokens,
-            num_tokens=self.num_tokens,
-            num_computed=self.num_computed,
-            max_total_tokens=self.max_total_tokens,
-            num_pages=self._num_pages,
-            num_promised=self.num_promised + num_set_aside,
-            waited_s=spec.waited_s,
-            ttft_s=self._ttft_s,
-            tpot_s=self._tpot_s,
-            tenant_weight=spec.tenant_weight,
-            last_token_at=self.last_token_at,
-            num_preemptions=self.num_preemptions,
-            prediction=spec.prediction,
-            is_begun=self.is_begun,
-            num_cached=self.num_cached,
-            prefix_id=self.page_hashes[PREFIX_PAGES - 1]
-            if len(self.page_hashes) >= PREFIX_PAGES
-            else None,
+            self.key,
+            spec.sequence,
+            self.arrived_at,
+            spec.priority,
+            spec.tenant,
+            self.num_prompt_tokens,
+            self.num_tokens,
+            self.num_computed,
+            self.max_total_tokens,
+            self._num_pages,
+            self.num_promised + num_set_aside,
+            spec.waited_s,
+            self._ttft_s,
+            self._tpot_s,
+            spec.tenant_weight,
+            self.last_token_at,
+            self.num_preemptions,
+            spec.prediction,
+            self.is_begun,
+            self.num_cached,
+            hashes[PREFIX_PAGES - 1] if len(hashes) >= PREFIX_PAGES else None,
         )
 
 

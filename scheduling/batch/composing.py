@@ -1,8 +1,11 @@
 """What batch policies share: a step that keeps account of rows, tokens and pages. Pure."""
 
 from collections.abc import Iterable, Sequence, Set
+from operator import attrgetter
 
 from scheduling.views import NodeView, PreemptMode, RequestKey, SequenceView, StepPlan
+
+_AGE, _PRIORITY = attrgetter("age"), attrgetter("priority")
 
 
 def prefill_chunks(
@@ -21,7 +24,9 @@ def prefill_chunks(
 
 def oldest_first(sequences: Iterable[SequenceView]) -> list[SequenceView]:
     """Higher priority first, then placement order."""
-    return sorted(sequences, key=lambda s: (-s.priority, s.age))
+    found = sorted(sequences, key=_AGE)
+    found.sort(key=_PRIORITY, reverse=True)  # equals keep their order
+    return found
 
 
 def num_pages_at_end(sequence: SequenceView, page_size: int) -> int:
@@ -107,11 +112,13 @@ class StepBuilder:
         is left out. A row that is itself the next to go is held while anything else runs: whoever
         ends frees pages, and holding loses no work.
         """
+        needs = [num_pages_to_grow(row, self.view.page_size) for row in rows]
+        if self._take_all(rows, needs):
+            return
         victims = list(rows if keeping is None else keeping)
-        for row in rows:
+        for row, need in zip(rows, needs, strict=True):
             if row.key in self.preempted or self.num_tokens <= 0:
                 continue
-            need = num_pages_to_grow(row, self.view.page_size)
             while need > self.num_pages and victims and victims[-1].key != row.key:
                 victim = victims.pop()
                 if victim.key not in self.preempted:
@@ -121,6 +128,17 @@ class StepBuilder:
             else:
                 self._held = row
                 self.is_short = True
+
+    def _take_all(self, rows: Sequence[SequenceView], needs: Sequence[int]) -> bool:
+        """All rows at once, where nobody has to give way, as in most steps."""
+        num_pages = sum(needs)
+        is_short = num_pages > self.num_pages or len(rows) > self.num_tokens
+        if is_short or self.preempted or self._decoding:
+            return False
+        self._decoding = {row.key: need for row, need in zip(rows, needs, strict=True)}
+        self.num_pages -= num_pages
+        self.num_tokens -= len(self._decoding)
+        return True
 
     def try_decode(self, row: SequenceView) -> bool:
         """The next token of a running request, where its page is free; preempts nobody."""
