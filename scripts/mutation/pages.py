@@ -162,6 +162,15 @@ OVER_ZMQ = (
         (ZMQ,),
     ),
     Mutation(
+        "stopped-memory",
+        "what ZeroMQ may still send is not written over",
+        "kv_transfer/zmq_pages.py",
+        "del self._owner_of[(request.grant_id, start)]",
+        "self._staging.give_back(write.unacked[start]); "
+        "del self._owner_of[(request.grant_id, start)]",
+        (ZMQ,),
+    ),
+    Mutation(
         "stalled-owner",
         "a silent owner fails the write",
         "kv_transfer/zmq_pages.py",

@@ -264,6 +264,7 @@ def test_what_was_stopped_on_its_way_is_never_written_over(context, make_write) 
     """Chunks of a stopped write that still wait to be sent keep its bytes under its headers."""
     silent = context.socket(zmq.ROUTER)
     silent.set(zmq.RCVHWM, 1)
+    silent.set(zmq.RCVBUF, 64 << 10)  # most chunks have to wait at the writer
     silent.set(zmq.RCVTIMEO, 5000)
     port = silent.bind_to_random_port("tcp://127.0.0.1")
     source = np.ones((16, CHUNK_BYTES), np.uint8)
