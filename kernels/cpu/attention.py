@@ -67,11 +67,13 @@ def paged_attention_rows(
     num_kv_heads, page_size, head_dim = pool.shape[3:]
     group, pages = q.shape[1] // num_kv_heads, max(1, BLOCK_KEYS // page_size)
     padded = -(-page_size // LANES) * LANES
+    per_word = 2 if pool.itemsize == 2 else 1
     shape = Shape(
-        layer, pool.shape[1], num_kv_heads, group, head_dim, page_size, padded, pages, window
-    )
+        layer, pool.shape[1], num_kv_heads, group, head_dim, page_size, padded, pages, window,
+        per_word,
+    )  # fmt: skip
     num_sequences = len(query_starts) - 1
-    flat = pool.reshape(-1)
+    flat, queries = pool.reshape(-1), q.reshape(-1)
     few = max(1, (FEW_PAIRS - 1) // group)
     longest = 0
     for s in range(num_sequences):
@@ -84,8 +86,11 @@ def paged_attention_rows(
         for row in range(query_starts[s], end, BLOCK_ROWS):
             count, table, position = min(BLOCK_ROWS, end - row), block_tables[s], positions[row]
             if count > few:
-                attend_block(shape, block, q, flat, table, row, count, position, scale[0], out)
+                attend_block(
+                    shape, block, queries, flat, table, row, count, position, scale[0], out
+                )
             else:
                 attend_rows(
-                    shape, rows, q, flat, table, next_page_id, row, count, position, scale[0], out
-                )
+                    shape, rows, queries, flat, table, next_page_id, row, count, position, scale[0],
+                    out,
+                )  # fmt: skip

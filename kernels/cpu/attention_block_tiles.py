@@ -1,7 +1,7 @@
 """Register tiles of attention for 8 rows at once, over transposed queries and keys.
 
-They compute one lane of the order in `attention_tiles` after the other, so that registers run over
-keys and rows share what is loaded. All weights of a tile are found together as well.
+Registers run over keys, and rows share what is loaded. All weights of a tile are found together as
+well. The order of additions, and what a word is, are those of `attention_tiles`.
 """
 
 import math
@@ -10,7 +10,16 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.cpu.attention_tiles import PASS, TILE_COLUMNS, TILE_ROWS
+from kernels.cpu.attention_tiles import (
+    PASS,
+    QUAD,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    columns_of_8,
+    rows_of_8,
+    words_at,
+    zipped,
+)
 from kernels.cpu.simd import (
     I32,
     I64,
@@ -24,16 +33,19 @@ from kernels.cpu.simd import (
     Values,
     add_lanes,
     at,
-    call_math,
     constant,
     element,
     exp_of,
     load,
+    load_bits,
     loop,
+    multiply_add,
     splat,
     store,
     vector,
+    word_type,
 )
+from kernels.cpu.tiles import store_weights
 
 
 @intrinsic
@@ -42,37 +54,137 @@ def transpose_8(
     x: Type,
     x_at: Type,
     num_rows: Type,
-    row_size: Type,
+    row_words: Type,
     out: Type,
     out_at: Type,
     out_stride: Type,
 ) -> Codegen:
-    """8 rows of `row_size` elements, widened, to columns of out, all of one lane side by side.
+    """8 rows of `row_words` words to columns: out[k, r] = word k of row r.
 
-    out[lane * row_size / 8 + i, r] = x[r, 8 i + lane]; where there are fewer than 8 rows the last
-    stands for the missing ones.
+    x has elements, or keeps words; where there are fewer than 8 rows the last stands for the
+    missing ones. row_words is a multiple of QUAD.
     """
     signature = types.void(x, *(types.intp,) * 3, out, *(types.intp,) * 2)
+    word = word_type(x)
+    per_word = 2 if word == I32 else 1
 
     def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         first = at(context, builder, x, args[0], args[1])
-        last = builder.sub(args[2], I64(1))
-        rows = []
-        for r in range(LANES):
-            row = builder.select(builder.icmp_signed("<", I64(r), last), I64(r), last)
-            rows.append(builder.gep(first, [builder.mul(row, args[3])]))
-        out_first = at(context, builder, out, args[4], args[5])
-        per_lane = builder.sdiv(args[3], I64(LANES))
+        rows = rows_of_8(builder, first, args[2], builder.mul(args[3], I64(per_word)))
+        out_first = words_at(context, builder, out, args[4], args[5], word)
 
         def step(k: Value, _values: list[Value]) -> list[Value]:
-            parts = [load(builder, builder.gep(row, [k])) for row in rows]
-            for lane, column in enumerate(_transposed(builder, parts)):
-                index = builder.add(builder.mul(I64(lane), per_lane), builder.sdiv(k, I64(LANES)))
-                offset = builder.mul(index, args[6])
-                store(builder, column, builder.gep(out_first, [offset]))
+            offset = builder.mul(k, I64(per_word))
+            columns = columns_of_8(builder, [builder.gep(row, [offset]) for row in rows], word)
+            for i, column in enumerate(columns):
+                place = builder.mul(builder.add(k, I64(i)), args[6])
+                store(builder, column, builder.gep(out_first, [place]))
             return []
 
-        loop(builder, args[3], LANES, [], step)
+        loop(builder, args[3], QUAD, [], step)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def load_values(
+    typing_context: Context,
+    y: Type,
+    y_at: Type,
+    second: Type,
+    seen: Type,
+    count: Type,
+    out: Type,
+    out_at: Type,
+) -> Codegen:
+    """A row of words of two rows of values, the other one `second` elements on; floats as they are.
+
+    seen: as `add_values_1_by_32` has it. count: of columns, a positive multiple of 8.
+    """
+    index = types.intp
+    signature = types.void(y, index, index, types.int32, index, out, index)
+    word = word_type(y)
+
+    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
+        first = at(context, builder, y, args[0], args[1])
+        out_first = words_at(context, builder, out, args[5], args[6], word)
+
+        def step(d: Value, _values: list[Value]) -> list[Value]:
+            row = builder.gep(first, [d])
+            if word == I32:
+                found = zipped(builder, row, builder.gep(row, [args[2]]), LANES)
+                found = builder.and_(found, splat(builder, args[3]))
+            else:
+                found = load_bits(builder, row, word, LANES)
+            store(builder, found, builder.gep(out_first, [d]))
+            return []
+
+        loop(builder, args[4], LANES, [], step)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def score_tile(
+    typing_context: Context,
+    x: Type,
+    x_at: Type,
+    y: Type,
+    y_at: Type,
+    y_stride: Type,
+    depth: Type,
+    scale: Type,
+    out: Type,
+    out_at: Type,
+    out_stride: Type,
+    like: Type,
+) -> Codegen:
+    """out[r, c] = scores of 8 rows with 32 keys, both transposed by `transpose_8`.
+
+    x [depth, 8] and y [depth, y_stride] keep words; depth is positive.
+    """
+    index = types.intp
+    signature = types.void(x, index, y, *(index,) * 3, out.dtype, out, *(index,) * 2, like)
+    word = word_type(like)
+
+    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
+        x_first = words_at(context, builder, x, args[0], args[1], word)
+        y_first = words_at(context, builder, y, args[2], args[3], word)
+        out_first = at(context, builder, out, args[7], args[8])
+        num_rows, num_vectors, lanes = PASS
+        zero = constant(vector(element(out), lanes), 0.0)
+        scales = splat(builder, args[6], lanes)
+
+        def one_pass(row: int, column: int) -> list[Value]:
+            def step(k: Value, sums: list[Value]) -> list[Value]:
+                x_row = builder.gep(x_first, [builder.mul(k, I64(TILE_ROWS))])
+                y_row = builder.gep(y_first, [builder.mul(k, args[4])])
+                parts = [
+                    load_bits(builder, builder.gep(y_row, [I64(column + v * lanes)]), word, lanes)
+                    for v in range(num_vectors)
+                ]
+                results = []
+                for r in range(num_rows):
+                    factor = builder.load(builder.gep(x_row, [I64(row + r)]))
+                    many = splat(builder, factor, lanes)
+                    for v in range(num_vectors):
+                        total = sums[r * num_vectors + v]
+                        results.append(multiply_add(builder, many, parts[v], total))
+                return results
+
+            return loop(builder, args[5], 1, [zero] * (num_rows * num_vectors), step)
+
+        for row in range(0, TILE_ROWS, num_rows):
+            for column in range(0, TILE_COLUMNS, num_vectors * lanes):
+                scores = one_pass(row, column)
+                for r in range(num_rows):
+                    out_row = builder.gep(out_first, [builder.mul(args[9], I64(row + r))])
+                    for v in range(num_vectors):
+                        pointer = builder.gep(out_row, [I64(column + v * lanes)])
+                        scaled = builder.fmul(scores[r * num_vectors + v], scales)
+                        store(builder, scaled, pointer)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -96,87 +208,6 @@ def _transposed(builder: Builder, rows: list[Value]) -> list[Value]:
 
 
 @intrinsic
-def score_tile(
-    typing_context: Context,
-    x: Type,
-    x_at: Type,
-    y: Type,
-    y_at: Type,
-    y_stride: Type,
-    per_lane: Type,
-    out: Type,
-    out_at: Type,
-    out_stride: Type,
-) -> Codegen:
-    """out[r, c] = scores of 8 rows with 32 keys, both transposed by `transpose_8`.
-
-    x [8 per_lane, 8] and y [8 per_lane, y_stride] of the computing type; per_lane is positive.
-    """
-    integer = types.intp
-    signature = types.void(x, integer, y, *(integer,) * 3, out, *(integer,) * 2)
-
-    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
-        x_first = at(context, builder, x, args[0], args[1])
-        y_first = at(context, builder, y, args[2], args[3])
-        out_first = at(context, builder, out, args[6], args[7])
-        num_rows, num_vectors, lanes = PASS
-        zero = constant(vector(element(x), lanes), 0.0)
-
-        def lane_chain(lane: Value, row: int, column: int) -> list[Value]:
-            base = builder.mul(lane, args[5])
-            x_lane = builder.gep(x_first, [builder.mul(base, I64(TILE_ROWS))])
-            y_lane = builder.gep(y_first, [builder.mul(base, args[4])])
-
-            def step(i: Value, sums: list[Value]) -> list[Value]:
-                x_row = builder.gep(x_lane, [builder.mul(i, I64(TILE_ROWS))])
-                y_row = builder.gep(y_lane, [builder.mul(i, args[4])])
-                parts = [
-                    load(builder, builder.gep(y_row, [I64(column + v * lanes)]), lanes)
-                    for v in range(num_vectors)
-                ]
-                results = []
-                for r in range(num_rows):
-                    factor = builder.load(builder.gep(x_row, [I64(row + r)]))
-                    many = splat(builder, factor, lanes)
-                    for v in range(num_vectors):
-                        total = sums[r * num_vectors + v]
-                        results.append(call_math(builder, "fma", many, parts[v], total))
-                return results
-
-            return loop(builder, args[5], 1, [zero] * (num_rows * num_vectors), step)
-
-        # -0.0 + x is x; and loops keep the code small.
-        nothing = [constant(vector(element(x), lanes), -0.0)] * (num_rows * num_vectors)
-
-        def add(a: list[Value], b: list[Value]) -> list[Value]:
-            return [builder.fadd(x, y) for x, y in zip(a, b, strict=True)]
-
-        def tree(row: int, column: int) -> list[Value]:
-            def half(i: Value, total: list[Value]) -> list[Value]:
-                def quarter(j: Value, part: list[Value]) -> list[Value]:
-                    lane = builder.mul(builder.add(builder.mul(i, I64(2)), j), I64(2))
-                    first = lane_chain(lane, row, column)
-                    second = lane_chain(builder.add(lane, I64(1)), row, column)
-                    return add(part, add(first, second))
-
-                return add(total, loop(builder, I64(2), 1, nothing, quarter))
-
-            return loop(builder, I64(2), 1, nothing, half)
-
-        for row in range(0, TILE_ROWS, num_rows):
-            for column in range(0, TILE_COLUMNS, num_vectors * lanes):
-                scores = tree(row, column)
-                for r in range(num_rows):
-                    out_row = builder.gep(out_first, [builder.mul(args[8], I64(row + r))])
-                    for v in range(num_vectors):
-                        pointer = builder.gep(out_row, [I64(column + v * lanes)])
-                        store(builder, scores[r * num_vectors + v], pointer)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
 def softmax_tile(
     typing_context: Context,
     x: Type,
@@ -187,15 +218,16 @@ def softmax_tile(
     totals: Type,
     state_at: Type,
     factors: Type,
+    like: Type,
 ) -> Codegen:
-    """Scores of 8 rows to weights, in place, with their running maxima and totals.
+    """Scores of 8 rows to weights, words in their place, with their running maxima and totals.
 
     count, a positive multiple of 8, is that of a row's scores; the factors [8] bring earlier sums
     to the new maxima. Returns whether one of them is not 1. Every row has the bits of `row_max`,
     `exp_and_sum` and `exp`; where it has seen no key yet, weights and factor are 0.
     """
     integer = types.intp
-    signature = types.boolean(x, *(integer,) * 3, maxima, totals, integer, factors)
+    signature = types.boolean(x, *(integer,) * 3, maxima, totals, integer, factors, like)
 
     def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         first = at(context, builder, x, args[0], args[1])
@@ -227,10 +259,9 @@ def softmax_tile(
         def weigh(i: Value, sums: list[Value]) -> list[Value]:
             results = []
             for row, row_shift, total in zip(rows, shifts, sums, strict=True):
-                pointer = builder.gep(row, [i])
-                score = load(builder, pointer)
+                score = load(builder, builder.gep(row, [i]))
                 weight = exp_of(builder, builder.fsub(score, row_shift))
-                store(builder, weight, pointer)
+                store_weights(builder, like, weight, row, i)
                 results.append(builder.fadd(total, weight))
             return results
 

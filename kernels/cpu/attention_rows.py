@@ -13,20 +13,29 @@ import numpy as np
 
 from kernels.cpu.arrays import Array
 from kernels.cpu.attention_tiles import (
+    BOTH,
+    FIRST,
+    SECOND,
     add_values_1_by_8,
     add_values_1_by_64,
     add_values_2_by_8,
     add_values_2_by_64,
+    copy_words,
     scores_1_by_8,
+    scores_1_by_16,
     scores_2_by_8,
+    scores_2_by_16,
 )
 from kernels.cpu.jit import compiled, inlined
-from kernels.cpu.simd import LANES, exp, narrow, widen
+from kernels.cpu.simd import LANES, exp, narrow
 from kernels.cpu.tiles import exp_and_sum, row_max
 
 
 class Shape(NamedTuple):
-    """Sizes of one call: a block is `pages` pages of `padded` slots each, page_size up to LANES."""
+    """Sizes of one call: a block is `pages` pages of `padded` slots each, page_size up to LANES.
+
+    per_word: elements of a word, 2 of bfloat16.
+    """
 
     layer: int
     num_layers: int
@@ -37,11 +46,13 @@ class Shape(NamedTuple):
     padded: int
     pages: int
     window: int
+    per_word: int
 
 
 class Rows(NamedTuple):
-    """Few rows, all flat. Per KV head, row and head of the group: queries, sums [.., head_dim],
-    totals, maxima [..]; weights [row, head of the group, pages * padded] of the KV head at hand.
+    """Few rows, all flat. Per KV head, row and head of the group: queries [.., words], sums
+    [.., head_dim], totals, maxima [..]; weights [row, head of the group, pages * padded] of the KV
+    head at hand: scores, then words in the first half of their row, if they are of bfloat16.
     """
 
     queries: Array
@@ -82,7 +93,7 @@ def attend_rows(
 
     `next_page_id` is the page that the next call begins with, to be fetched ahead.
     """
-    _load_rows(shape, rows, q, row, count, scale)
+    _load_rows(shape, rows, q, row, count)
     first = max(0, position - shape.window + 1) // shape.page_size
     last = (position + count - 1) // shape.page_size
     head_size = shape.page_size * shape.head_dim
@@ -95,9 +106,19 @@ def attend_rows(
             for page in range(low, high):
                 at = keys_at(shape, table[page], h)
                 _score_page(
-                    shape, rows, pool, at, at + to_values, h, page, page - begin, position, count
+                    shape,
+                    rows,
+                    pool,
+                    at,
+                    at + to_values,
+                    h,
+                    page,
+                    page - begin,
+                    position,
+                    count,
+                    scale,
                 )
-            _update_softmax(shape, rows, h, count)
+            _update_softmax(shape, rows, h, count, q)
             for page in range(low, high):
                 at = keys_at(shape, table[page], h)
                 ahead_at = at + head_size
@@ -134,21 +155,18 @@ def keys_at(shape: Shape, page_id: int, h: int) -> int:
 
 
 @compiled
-def _load_rows(shape: Shape, rows: Rows, q: Array, row: int, count: int, scale: float) -> None:
-    """Scaled queries of `count` rows, and an empty softmax for each."""
-    dim = shape.head_dim
+def _load_rows(shape: Shape, rows: Rows, q: Array, row: int, count: int) -> None:
+    """Queries of `count` rows, and an empty softmax for each."""
+    dim, num_words = shape.head_dim, shape.head_dim // shape.per_word
     states = count * shape.num_kv_heads * shape.group
     fill(rows.maxima, 0, states, -math.inf)
     fill(rows.totals, 0, states, 0.0)
     fill(rows.sums, 0, states * dim, 0.0)
     for h in range(shape.num_kv_heads):
         for r in range(count):
-            for g in range(shape.group):
-                state = ((h * count + r) * shape.group + g) * dim
-                source = q[row + r, h * shape.group + g]
-                target = rows.queries[state : state + dim]
-                for d in range(dim):
-                    target[d] = widen(source[d]) * scale
+            state = (h * count + r) * shape.group
+            source = ((row + r) * shape.num_kv_heads + h) * shape.group * dim
+            copy_words(q, source, shape.group * num_words, rows.queries, state * num_words)
 
 
 @compiled
@@ -185,27 +203,24 @@ def _score_page(
     p: int,
     position: int,
     count: int,
+    scale: float,
 ) -> None:
-    """Weights of page p of a block: products with the keys that a row sees, -inf elsewhere."""
-    dim, group, size = shape.head_dim, shape.group, shape.pages * shape.padded
+    """Scores of page p of a block: products with the keys that a row sees, -inf elsewhere."""
+    group, size = shape.group, shape.pages * shape.padded
+    num_words = shape.head_dim // shape.per_word
     for r in range(count):
         low, high = keys_seen(shape, page, position + r)
-        query_at = (h * count + r) * group * dim
+        query_at = (h * count + r) * group * num_words
         weight_at = r * group * size + p * shape.padded
-        for j in range(low // LANES * LANES, high, LANES):
-            at, num_keys = key_at + j * dim, shape.page_size - j
-            g = 0
-            while g + 2 <= group:
-                scores_2_by_8(
-                    rows.queries, query_at + g * dim, pool, at, num_keys, dim,
-                    rows.weights, weight_at + g * size + j, size, ahead_at + j * dim,
-                )  # fmt: skip
-                g += 2
-            if g < group:
-                scores_1_by_8(
-                    rows.queries, query_at + g * dim, pool, at, num_keys, dim,
-                    rows.weights, weight_at + g * size + j, size, ahead_at + j * dim,
-                )  # fmt: skip
+        j = low // LANES * LANES
+        while j < high:
+            wide = j + LANES < high
+            at, ahead = key_at + j * shape.head_dim, ahead_at + j * shape.head_dim
+            _score_keys(
+                shape, rows, pool, at, shape.page_size - j, wide, query_at, weight_at + j, scale,
+                ahead,
+            )  # fmt: skip
+            j += 2 * LANES if wide else LANES
         if low > 0 or high < shape.padded:
             for g in range(group):
                 at = weight_at + g * size
@@ -213,8 +228,42 @@ def _score_page(
                 fill(rows.weights, at + high, at + shape.padded, -math.inf)
 
 
+@inlined
+def _score_keys(
+    shape: Shape,
+    rows: Rows,
+    pool: Array,
+    at: int,
+    num_keys: int,
+    wide: bool,
+    query_at: int,
+    out_at: int,
+    scale: float,
+    ahead: int,
+) -> None:
+    """Scores of all heads of a group with 8 keys, with 16 if wide."""
+    group, size = shape.group, shape.pages * shape.padded
+    words = shape.head_dim // shape.per_word
+    x, out = rows.queries, rows.weights
+    g = 0
+    while g < group:
+        x_at, to = query_at + g * words, out_at + g * size
+        if wide and g + 2 <= group:
+            scores_2_by_16(x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead)
+            g += 2
+        elif wide:
+            scores_1_by_16(x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead)
+            g += 1
+        elif g + 2 <= group:
+            scores_2_by_8(x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead)
+            g += 2
+        else:
+            scores_1_by_8(x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead)
+            g += 1
+
+
 @compiled
-def _update_softmax(shape: Shape, rows: Rows, h: int, count: int) -> None:
+def _update_softmax(shape: Shape, rows: Rows, h: int, count: int, like: Array) -> None:
     """Scores of a block to weights, and the running maximum, total and sums that go with them."""
     size, dim = shape.pages * shape.padded, shape.head_dim
     for i in range(count * shape.group):
@@ -223,7 +272,7 @@ def _update_softmax(shape: Shape, rows: Rows, h: int, count: int) -> None:
         now = max(before, row_max(rows.weights, i * size, size))
         if now == -math.inf:  # the window of a later row may begin behind this block
             continue
-        added = exp_and_sum(rows.weights, i * size, size, now)
+        added = exp_and_sum(rows.weights, i * size, size, now, like)
         if now == before:
             rows.totals[state] += added
         else:
@@ -249,40 +298,71 @@ def _add_page(
     count: int,
 ) -> None:
     """sums += weights @ values of page p of a block."""
-    dim, group, size = shape.head_dim, shape.group, shape.pages * shape.padded
-    weights, sums = rows.weights, rows.sums
     for r in range(count):
         low, high = keys_seen(shape, page, position + r)
         if low >= high:
             continue
-        at, depth = value_at + low * dim, high - low
-        for g in range(0, group, 2):
-            x_at = (r * group + g) * size + p * shape.padded + low
-            out_at = ((h * count + r) * group + g) * dim
-            d = 0
-            if g + 2 <= group:
-                while d + 64 <= dim:
-                    add_values_2_by_64(
-                        weights, x_at, size, pool, at + d, dim, sums, out_at + d, dim, depth,
-                        ahead_at + d,
-                    )  # fmt: skip
-                    d += 64
-                while d < dim:
-                    add_values_2_by_8(
-                        weights, x_at, size, pool, at + d, dim, sums, out_at + d, dim, depth,
-                        ahead_at + d,
-                    )  # fmt: skip
-                    d += LANES
-            else:
-                while d + 64 <= dim:
-                    add_values_1_by_64(
-                        weights, x_at, size, pool, at + d, dim, sums, out_at + d, dim, depth,
-                        ahead_at + d,
-                    )  # fmt: skip
-                    d += 64
-                while d < dim:
-                    add_values_1_by_8(
-                        weights, x_at, size, pool, at + d, dim, sums, out_at + d, dim, depth,
-                        ahead_at + d,
-                    )  # fmt: skip
-                    d += LANES
+        first, end = low // shape.per_word, high // shape.per_word
+        if low % shape.per_word:
+            _add_words(
+                shape, rows, pool, value_at, ahead_at, h, p, r, count, first, first + 1, SECOND
+            )
+            first += 1
+        if first < end:
+            _add_words(shape, rows, pool, value_at, ahead_at, h, p, r, count, first, end, BOTH)
+        if high % shape.per_word:
+            _add_words(shape, rows, pool, value_at, ahead_at, h, p, r, count, end, end + 1, FIRST)
+
+
+@compiled
+def _add_words(
+    shape: Shape,
+    rows: Rows,
+    pool: Array,
+    value_at: int,
+    ahead_at: int,
+    h: int,
+    p: int,
+    r: int,
+    count: int,
+    first: int,
+    end: int,
+    seen: int,
+) -> None:
+    """One row's sums += weights @ values for some words of slots of page p of a block."""
+    dim, group, size = shape.head_dim, shape.group, shape.pages * shape.padded
+    weights, sums, depth = rows.weights, rows.sums, end - first
+    stride = dim * shape.per_word
+    # A page of one slot has no second; what is read for it counts for nothing.
+    second = dim if shape.page_size > 1 else 0
+    at, ahead = value_at + first * stride, ahead_at + first * stride
+    for g in range(0, group, 2):
+        x_at = (r * group + g) * size + p * shape.padded // shape.per_word + first
+        out_at = ((h * count + r) * group + g) * dim
+        d = 0
+        if g + 2 <= group:
+            while d + 64 <= dim:
+                add_values_2_by_64(
+                    weights, x_at, size, pool, at + d, stride, second, seen, sums, out_at + d, dim,
+                    depth, ahead + d, pool,
+                )  # fmt: skip
+                d += 64
+            while d < dim:
+                add_values_2_by_8(
+                    weights, x_at, size, pool, at + d, stride, second, seen, sums, out_at + d, dim,
+                    depth, ahead + d, pool,
+                )  # fmt: skip
+                d += LANES
+        else:
+            while d + 64 <= dim:
+                add_values_1_by_64(
+                    weights, x_at, size, pool, at + d, stride, second, seen, sums, out_at + d, dim,
+                    depth, ahead + d, pool,
+                )  # fmt: skip
+                d += 64
+            while d < dim:
+                add_values_1_by_8(
+                    weights, x_at, size, pool, at + d, stride, second, seen, sums, out_at + d, dim,
+                    depth, ahead + d, pool,
+                )  # fmt: skip
+                d += LANES

@@ -1,8 +1,12 @@
 """Register tiles of attention: weighted sums of values, and scores of single rows with keys.
 
-A score is added up in one order everywhere: lane c holds the chain over dimensions c, c + 8, c + 16
-and so on of query times key, and the eight lanes are added as a tree. Sums of weighted values are
-one chain over keys. Neither order depends on the machine's vector length, nor on the tile.
+A score is one chain of multiply-adds over the dimensions, times the scale; a weighted sum is one
+chain over keys. bfloat16 is multiplied in words, pairs of neighbours (dimensions of a key, slots of
+values), of which the second is added first: see `simd.multiply_add`. Neither order depends on the
+machine's vector length, nor on the tile.
+
+Words are kept in arrays of the computing type, whatever their bits mean; `like`, an array of the
+elements that queries, keys and values have, says which it is.
 """
 
 from llvmlite import ir
@@ -12,6 +16,7 @@ from numba.extending import intrinsic
 
 from kernels.cpu.host import HAS_AVX512
 from kernels.cpu.simd import (
+    I16,
     I32,
     I64,
     LANES,
@@ -23,16 +28,16 @@ from kernels.cpu.simd import (
     Type,
     Value,
     Values,
-    add_lanes,
     at,
-    call_math,
     constant,
     element,
-    load,
+    load_bits,
     loop,
+    multiply_add,
     splat,
     store,
     vector,
+    word_type,
 )
 
 TILE_ROWS = 8
@@ -40,6 +45,63 @@ TILE_COLUMNS = 32
 # Rows, vectors and lanes of what one pass keeps in registers: 16 of 32, or 8 of 16.
 PASS = (8, 2, 16) if HAS_AVX512 else (4, 2, 8)
 LINE_BYTES = 64
+QUAD = 4  # words of a key that are taken at once: 8 bfloat16, the least that head_dim is made of
+BOTH, FIRST, SECOND = -1, 0xFFFF, -0x10000  # what of a word of values is seen
+
+
+def words_at(
+    context: Context, builder: Builder, kind: Type, array: Value, offset: Value, word: Type
+) -> Value:
+    """Pointer to word `offset` of an array that keeps words."""
+    return builder.bitcast(at(context, builder, kind, array, offset), word.as_pointer())
+
+
+def zipped(builder: Builder, first: Value, second: Value, lanes: int) -> Value:
+    """Words of the elements of two rows, one below the other."""
+    whole = vector(I32, lanes)
+    low = builder.zext(load_bits(builder, first, I16, lanes), whole)
+    high = builder.zext(load_bits(builder, second, I16, lanes), whole)
+    return builder.or_(low, builder.shl(high, constant(whole, 16)))
+
+
+def columns_of_8(builder: Builder, rows: list[Value], kind: Type) -> list[Value]:
+    """The next QUAD words of 8 rows as QUAD vectors with a lane for each row."""
+
+    def mix(a: Value, b: Value, lanes: list[int]) -> Value:
+        return builder.shuffle_vector(a, b, ir.Constant(vector(I32, len(lanes)), lanes))
+
+    quads = [load_bits(builder, row, kind, QUAD) for row in rows]
+    sides = [mix(quads[i], quads[i + QUAD], list(range(8))) for i in range(QUAD)]
+    low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
+    pairs = [mix(sides[i], sides[i + 1], lanes) for lanes in (low, high) for i in (0, 2)]
+    first, second = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
+    return [mix(pairs[i], pairs[i + 1], lanes) for i in (0, 2) for lanes in (first, second)]
+
+
+def rows_of_8(builder: Builder, first: Value, num_rows: Value, row_size: Value) -> list[Value]:
+    """Pointers to 8 rows; where there are fewer, the last stands for the missing ones."""
+    last = builder.sub(num_rows, I64(1))
+    rows = []
+    for r in range(LANES):
+        row = builder.select(builder.icmp_signed("<", I64(r), last), I64(r), last)
+        rows.append(builder.gep(first, [builder.mul(row, row_size)]))
+    return rows
+
+
+@intrinsic
+def copy_words(
+    typing_context: Context, x: Type, x_at: Type, num_words: Type, out: Type, out_at: Type
+) -> Codegen:
+    """Elements of x, as many as make `num_words` words, to an array that keeps words."""
+    signature = types.void(x, types.intp, types.intp, out, types.intp)
+
+    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
+        source = words_at(context, builder, x, args[0], args[1], word_type(x))
+        target = words_at(context, builder, out, args[3], args[4], word_type(x))
+        cgutils.raw_memcpy(builder, target, source, args[2], int(out.dtype.bitwidth) // 8)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 def _prefetch(builder: Builder, pointer: Value) -> None:
@@ -50,6 +112,11 @@ def _prefetch(builder: Builder, pointer: Value) -> None:
     builder.call(function, [builder.bitcast(pointer, byte), I32(0), I32(2), I32(1)])
 
 
+def _prefetch_all(builder: Builder, pointer: Value, num_elements: int, item_bytes: int) -> None:
+    for offset in range(0, num_elements * item_bytes, LINE_BYTES):
+        _prefetch(builder, builder.gep(pointer, [I64(offset // item_bytes)]))
+
+
 def _item_bytes(kind: Type) -> int:
     return int(kind.dtype.bitwidth) // 8
 
@@ -57,8 +124,10 @@ def _item_bytes(kind: Type) -> int:
 def _value_tile(num_rows: int, num_columns: int, passes: tuple[int, int, int]) -> Intrinsic:
     """An intrinsic for out[r, c] += sum over k of x[r, k] * y[k, c], k in order, fused.
 
-    While it runs, it fetches as many elements as it reads from `ahead_at` on of y into the second
-    cache. Arguments: each array with its offset and row stride, the positive depth, `ahead_at`.
+    x: words. y: words, or rows of bfloat16, of which two make one of words; then `y_second` is how
+    far the second is from the first, and as much as is read is fetched from `ahead_at` on into the
+    second cache. seen: BOTH, or the half that y's words are taken for, the other is 0; not asked
+    where the tile has TILE_ROWS. Others: each array with offset and row stride, the positive depth.
     """
     pass_rows, num_vectors, lanes = passes
 
@@ -71,14 +140,21 @@ def _value_tile(num_rows: int, num_columns: int, passes: tuple[int, int, int]) -
         y: Type,
         y_at: Type,
         y_stride: Type,
+        y_second: Type,
+        seen: Type,
         out: Type,
         out_at: Type,
         out_stride: Type,
         depth: Type,
         ahead_at: Type,
+        like: Type,
     ) -> Codegen:
-        integers = (types.intp, types.intp)
-        signature = types.void(x, *integers, y, *integers, out, *integers, *integers)
+        index = types.intp
+        signature = types.void(
+            x, index, index, y, *(index,) * 3, types.int32, out, *(index,) * 4, like
+        )
+        word, is_zipped = word_type(like), y.dtype == types.uint16
+        is_halved = word == I32 and num_rows < TILE_ROWS
 
         def codegen(
             context: Context, builder: Builder, signature: Signature, args: Values
@@ -91,40 +167,47 @@ def _value_tile(num_rows: int, num_columns: int, passes: tuple[int, int, int]) -
         def one_pass(
             context: Context, builder: Builder, args: Values, row: int, column: int
         ) -> None:
-            x_first = at(context, builder, x, args[0], args[1])
+            x_first = words_at(context, builder, x, args[0], args[1], word)
             y_first = builder.gep(at(context, builder, y, args[3], args[4]), [I64(column)])
-            ahead = builder.gep(at(context, builder, y, args[3], args[10]), [I64(column)])
-            out_first = builder.gep(at(context, builder, out, args[6], args[7]), [I64(column)])
+            ahead = builder.gep(at(context, builder, y, args[3], args[12]), [I64(column)])
+            out_first = builder.gep(at(context, builder, out, args[8], args[9]), [I64(column)])
             rows = range(row, row + pass_rows)
             x_rows = [builder.gep(x_first, [builder.mul(args[2], I64(r))]) for r in rows]
             pointers = [
-                builder.gep(out_first, [builder.add(builder.mul(args[8], I64(r)), I64(v * lanes))])
+                builder.gep(out_first, [builder.add(builder.mul(args[10], I64(r)), I64(v * lanes))])
                 for r in rows
                 for v in range(num_vectors)
             ]
-            line = LINE_BYTES // _item_bytes(y)
+            if is_halved:
+                kept = splat(builder, args[7], lanes)
+
+            def part(y_row: Value) -> Value:
+                if not is_zipped:
+                    found = load_bits(builder, y_row, word, lanes)
+                else:
+                    found = zipped(builder, y_row, builder.gep(y_row, [args[6]]), lanes)
+                return builder.and_(found, kept) if is_halved else found
 
             def step(k: Value, sums: list[Value]) -> list[Value]:
-                y_row = builder.gep(y_first, [builder.mul(args[5], k)])
-                parts = [
-                    load(builder, builder.gep(y_row, [I64(v * lanes)]), lanes)
-                    for v in range(num_vectors)
-                ]
+                offset = builder.mul(args[5], k)
+                y_row = builder.gep(y_first, [offset])
+                parts = [part(builder.gep(y_row, [I64(v * lanes)])) for v in range(num_vectors)]
                 if num_rows < TILE_ROWS and row == 0:
-                    ahead_row = builder.gep(ahead, [builder.mul(args[5], k)])
-                    for offset in range(0, num_vectors * lanes, line):
-                        _prefetch(builder, builder.gep(ahead_row, [I64(offset)]))
+                    for second in [I64(0), args[6]] if is_zipped else [I64(0)]:
+                        ahead_row = builder.gep(ahead, [builder.add(offset, second)])
+                        _prefetch_all(builder, ahead_row, num_vectors * lanes, _item_bytes(y))
                 results = []
                 for r in range(pass_rows):
                     factor = builder.load(builder.gep(x_rows[r], [k]))
                     many = splat(builder, factor, lanes)
                     for v in range(num_vectors):
                         total = sums[r * num_vectors + v]
-                        results.append(call_math(builder, "fma", many, parts[v], total))
+                        results.append(multiply_add(builder, many, parts[v], total))
                 return results
 
-            starts = [load(builder, pointer, lanes) for pointer in pointers]
-            sums = loop(builder, args[9], 1, starts, step)
+            kind = element(out)
+            starts = [load_bits(builder, pointer, kind, lanes) for pointer in pointers]
+            sums = loop(builder, args[11], 1, starts, step)
             for total, pointer in zip(sums, pointers, strict=True):
                 store(builder, total, pointer)
 
@@ -142,11 +225,12 @@ add_values_1_by_8 = _value_tile(1, LANES, (1, 1, LANES))
 add_values_2_by_8 = _value_tile(2, LANES, (2, 1, LANES))
 
 
-def _key_tile(num_heads: int) -> Intrinsic:
-    """An intrinsic for the scores of `num_heads` queries with 8 keys.
+def _key_tile(num_heads: int, num_groups: int) -> Intrinsic:
+    """An intrinsic for the scores of `num_heads` queries with 8 keys, or with more groups of 8.
 
-    Keys stand one after the other; where there are fewer than 8, the last stands for the missing
-    ones. While it runs, it fetches as many elements as 8 keys have from `ahead_at` on.
+    x: words, rows of `depth`; a score is scaled when it is complete. Keys stand one after the
+    other; where there are fewer, the last stands for the missing ones. While it runs, it fetches
+    as many elements as the keys have from `ahead_at` on.
     """
 
     @intrinsic
@@ -158,49 +242,61 @@ def _key_tile(num_heads: int) -> Intrinsic:
         y_at: Type,
         num_keys: Type,
         depth: Type,
+        scale: Type,
         out: Type,
         out_at: Type,
         out_stride: Type,
         ahead_at: Type,
     ) -> Codegen:
-        integer = types.intp
-        signature = types.void(x, integer, y, *(integer,) * 3, out, *(integer,) * 3)
+        index = types.intp
+        signature = types.void(x, index, y, *(index,) * 3, out.dtype, out, *(index,) * 3)
+        word, item_bytes = word_type(y), _item_bytes(y)
+        per_word = 2 if word == I32 else 1
 
         def codegen(
             context: Context, builder: Builder, signature: Signature, args: Values
         ) -> Value:
-            x_first = at(context, builder, x, args[0], args[1])
+            x_first = words_at(context, builder, x, args[0], args[1], word)
             y_first = at(context, builder, y, args[2], args[3])
-            out_first = at(context, builder, out, args[6], args[7])
-            ahead = at(context, builder, y, args[2], args[9])
-            depth, last = args[5], builder.sub(args[4], I64(1))
-            x_rows = [builder.gep(x_first, [builder.mul(depth, I64(h))]) for h in range(num_heads)]
-            y_rows = []
-            for j in range(LANES):
-                row = builder.select(builder.icmp_signed("<", I64(j), last), I64(j), last)
-                y_rows.append(builder.gep(y_first, [builder.mul(row, depth)]))
-            item_bytes = _item_bytes(y)
+            out_first = at(context, builder, out, args[7], args[8])
+            ahead = at(context, builder, y, args[2], args[10])
+            x_rows = [
+                builder.gep(x_first, [builder.mul(args[5], I64(h))]) for h in range(num_heads)
+            ]
+            row_size = builder.mul(args[5], I64(per_word))
+            groups = []
+            for group in range(num_groups):
+                first = builder.gep(y_first, [builder.mul(row_size, I64(group * LANES))])
+                left = builder.sub(args[4], I64(group * LANES))
+                groups.append(rows_of_8(builder, first, left, row_size))
+            num_ahead = num_groups * LANES * QUAD * per_word
 
             def step(k: Value, sums: list[Value]) -> list[Value]:
-                # 8 keys have as many lines per 8 dimensions as an element has bytes.
-                line = builder.gep(ahead, [builder.mul(k, I64(LANES))])
-                for i in range(item_bytes):
-                    _prefetch(builder, builder.gep(line, [I64(i * LINE_BYTES // item_bytes)]))
-                parts = [load(builder, builder.gep(x_row, [k])) for x_row in x_rows]
+                offset = builder.mul(k, I64(per_word))
+                line = builder.gep(ahead, [builder.mul(offset, I64(num_groups * LANES))])
+                _prefetch_all(builder, line, num_ahead, item_bytes)
+                groups_columns = [
+                    columns_of_8(builder, [builder.gep(row, [offset]) for row in rows], word)
+                    for rows in groups
+                ]
                 results = list(sums)
-                for j, y_row in enumerate(y_rows):
-                    key = load(builder, builder.gep(y_row, [k]))
-                    for h, part in enumerate(parts):
-                        at_sum = h * LANES + j
-                        results[at_sum] = call_math(builder, "fma", part, key, sums[at_sum])
+                for w in range(QUAD):
+                    for h, x_row in enumerate(x_rows):
+                        factor = builder.load(builder.gep(x_row, [builder.add(k, I64(w))]))
+                        many = splat(builder, factor)
+                        for g, columns in enumerate(groups_columns):
+                            i = h * num_groups + g
+                            results[i] = multiply_add(builder, many, columns[w], results[i])
                 return results
 
-            zero = constant(vector(element(x)), 0.0)
-            sums = loop(builder, depth, LANES, [zero] * (num_heads * LANES), step)
-            for h in range(num_heads):
-                scores = add_lanes(builder, sums[h * LANES : (h + 1) * LANES])
-                offset = builder.mul(args[8], I64(h))
-                store(builder, scores, builder.gep(out_first, [offset]))
+            kind = element(out)
+            zeros = [constant(vector(kind), 0.0)] * (num_heads * num_groups)
+            sums = loop(builder, args[5], QUAD, zeros, step)
+            scales = splat(builder, args[6])
+            for i, total in enumerate(sums):
+                h, g = divmod(i, num_groups)
+                offset = builder.add(builder.mul(args[9], I64(h)), I64(g * LANES))
+                store(builder, builder.fmul(total, scales), builder.gep(out_first, [offset]))
             return context.get_dummy_value()
 
         return signature, codegen
@@ -208,5 +304,7 @@ def _key_tile(num_heads: int) -> Intrinsic:
     return tile
 
 
-scores_1_by_8 = _key_tile(1)
-scores_2_by_8 = _key_tile(2)
+scores_1_by_8 = _key_tile(1, 1)
+scores_1_by_16 = _key_tile(1, 2)
+scores_2_by_8 = _key_tile(2, 1)
+scores_2_by_16 = _key_tile(2, 2)

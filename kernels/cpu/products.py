@@ -41,10 +41,10 @@ from kernels.cpu.simd import (
     Values,
     at,
     bfloat16_of,
-    call_math,
     constant,
     load,
     loop,
+    multiply_add,
     splat,
     vector,
 )
@@ -81,16 +81,6 @@ def _element(builder: Builder, address: Value, kind: Type, offset: Value) -> Val
     return builder.gep(builder.inttoptr(address, kind.as_pointer()), [offset])
 
 
-def _step(builder: Builder, panels: Type, factor: Value, column: Value, total: Value) -> Value:
-    """One link of the chain, in every lane."""
-    if panels.dtype != types.int32:
-        return call_math(builder, "fma", factor, column, total)
-    signature = ir.FunctionType(total.type, [total.type, factor.type, factor.type])
-    name = "llvm.x86.avx512bf16.dpbf16ps.512"
-    function = cgutils.get_or_insert_function(builder.module, signature, name)
-    return builder.call(function, [total, factor, column])
-
-
 def _sums(
     builder: Builder, panels: Type, num_rows: int, words: Value, panel: Value, depth: Value
 ) -> list[Value]:
@@ -112,7 +102,7 @@ def _sums(
             factor = splat(builder, word, lanes)
             for v in range(NUM_VECTORS):
                 total = sums[r * NUM_VECTORS + v]
-                results.append(_step(builder, panels, factor, columns[v], total))
+                results.append(multiply_add(builder, factor, columns[v], total))
         return results
 
     zero = constant(vector(_sum_type(panels), lanes), 0.0)

@@ -16,7 +16,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.cpu.host import HAS_BF16_DOT
+
 LANES = 8  # one AVX register of float32; LLVM splits it where registers are shorter
+WORD_BITS = 32  # a pair of bfloat16, neighbours in what is added up, or one float32
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32, F64 = ir.FloatType(), ir.DoubleType()
 
@@ -57,6 +60,26 @@ def call_math(builder: Builder, name: str, *args: Value) -> Value:
     return builder.call(function, args)
 
 
+def multiply_add(builder: Builder, factor: Value, column: Value, total: Value) -> Value:
+    """One link of a chain, in every lane: factor * column + total, fused.
+
+    int32 are pairs of bfloat16: two links, of the second pair first, as `vdpbf16ps` has them.
+    """
+    if column.type.element != I32:
+        return call_math(builder, "fma", factor, column, total)
+    lanes = column.type.count
+    if HAS_BF16_DOT and lanes in (8, 16):
+        signature = ir.FunctionType(total.type, [total.type, factor.type, factor.type])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{lanes * WORD_BITS}"
+        function = cgutils.get_or_insert_function(builder.module, signature, name)
+        return builder.call(function, [total, factor, column])
+    second, half = constant(column.type, -0x10000), constant(column.type, 16)
+    for part in (lambda x: builder.and_(x, second), lambda x: builder.shl(x, half)):
+        widened = (builder.bitcast(part(x), total.type) for x in (factor, column))
+        total = call_math(builder, "fma", *widened, total)
+    return total
+
+
 def splat(builder: Builder, value: Value, lanes: int = LANES) -> Value:
     undefined = ir.Constant(vector(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, I32(0))
@@ -74,9 +97,21 @@ def load(builder: Builder, pointer: Value, lanes: int = LANES) -> Value:
     return builder.bitcast(bits, vector(F32, lanes))
 
 
+def load_bits(builder: Builder, pointer: Value, kind: Type, lanes: int) -> Value:
+    """`lanes` of `kind` from memory that has what a pointer points to, as they are."""
+    typed = builder.bitcast(pointer, vector(kind, lanes).as_pointer())
+    return builder.load(typed, align={I16: 2, I32: 4, F32: 4, F64: 8}[pointer.type.pointee])
+
+
 def store(builder: Builder, vector: Value, pointer: Value) -> None:
+    """A vector to memory; what the memory is declared to hold only says how it is aligned."""
     typed = builder.bitcast(pointer, vector.type.as_pointer())
-    builder.store(vector, typed, align=8 if vector.type.element == F64 else 4)
+    builder.store(vector, typed, align={I16: 2, I32: 4, F32: 4, F64: 8}[pointer.type.pointee])
+
+
+def word_type(array_type: Type) -> Type:
+    """What elements of an array are multiplied as: bfloat16 in pairs, others one by one."""
+    return I32 if array_type.dtype == types.uint16 else element(array_type)
 
 
 def at(context: Context, builder: Builder, kind: Type, array: Value, offset: Value) -> Value:

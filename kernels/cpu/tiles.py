@@ -10,6 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.cpu.simd import (
+    I16,
     LANES,
     Builder,
     Codegen,
@@ -19,6 +20,7 @@ from kernels.cpu.simd import (
     Value,
     Values,
     at,
+    bfloat16_of,
     call_math,
     constant,
     element,
@@ -83,19 +85,32 @@ def row_max(typing_context: Context, x: Type, x_at: Type, count: Type) -> Codege
     return signature, codegen
 
 
+def store_weights(builder: Builder, like: Type, weights: Value, row: Value, i: Value) -> None:
+    """Weights i to i + 8 of a row, over what it held: bfloat16, two to a word, where `like` is."""
+    if like.dtype == types.uint16:
+        row = builder.bitcast(row, I16.as_pointer())
+        weights = bfloat16_of(builder, weights)
+    store(builder, weights, builder.gep(row, [i]))
+
+
 @intrinsic
-def exp_and_sum(typing_context: Context, x: Type, x_at: Type, count: Type, shift: Type) -> Codegen:
-    """x[i] = e^(x[i] - shift) in place for `count` numbers, a positive multiple of 8; their sum."""
-    signature = x.dtype(x, types.intp, types.intp, x.dtype)
+def exp_and_sum(
+    typing_context: Context, x: Type, x_at: Type, count: Type, shift: Type, like: Type
+) -> Codegen:
+    """e^(x[i] - shift) for `count` numbers, a positive multiple of 8; returns their sum.
+
+    They are put in the place of x by `store_weights`; what is added up is not rounded.
+    """
+    signature = x.dtype(x, types.intp, types.intp, x.dtype, like)
 
     def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         row = at(context, builder, x, args[0], args[1])
         shifts = splat(builder, args[3])
 
         def step(i: Value, sums: list[Value]) -> list[Value]:
-            pointer = builder.gep(row, [i])
-            result = exp_of(builder, builder.fsub(load(builder, pointer), shifts))
-            store(builder, result, pointer)
+            part = load(builder, builder.gep(row, [i]))
+            result = exp_of(builder, builder.fsub(part, shifts))
+            store_weights(builder, like, result, row, i)
             return [builder.fadd(sums[0], result)]
 
         (lanes,) = loop(builder, args[2], LANES, [constant(shifts.type, 0.0)], step)
