@@ -93,34 +93,32 @@ def load_values(
     y: Type,
     y_at: Type,
     second: Type,
-    seen: Type,
     count: Type,
     out: Type,
     out_at: Type,
 ) -> Codegen:
     """A row of words of two rows of values, the other one `second` elements on; floats as they are.
 
-    seen: as `add_values_1_by_32` has it. count: of columns, a positive multiple of 8.
+    count: of columns, a positive multiple of 8.
     """
     index = types.intp
-    signature = types.void(y, index, index, types.int32, index, out, index)
+    signature = types.void(y, index, index, index, out, index)
     word = word_type(y)
 
     def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
         first = at(context, builder, y, args[0], args[1])
-        out_first = words_at(context, builder, out, args[5], args[6], word)
+        out_first = words_at(context, builder, out, args[4], args[5], word)
 
         def step(d: Value, _values: list[Value]) -> list[Value]:
             row = builder.gep(first, [d])
             if word == I32:
                 found = zipped(builder, row, builder.gep(row, [args[2]]), LANES)
-                found = builder.and_(found, splat(builder, args[3]))
             else:
                 found = load_bits(builder, row, word, LANES)
             store(builder, found, builder.gep(out_first, [d]))
             return []
 
-        loop(builder, args[4], LANES, [], step)
+        loop(builder, args[3], LANES, [], step)
         return context.get_dummy_value()
 
     return signature, codegen

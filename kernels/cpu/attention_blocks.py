@@ -149,10 +149,9 @@ def _load_page(shape: Shape, block: Block, pool: Array, key_at: int, p: int) -> 
     value_at = key_at + shape.num_kv_heads * size * dim
     wide = _whole_tiles(dim, TILE_COLUMNS)
     for j in range(0, size, per_word):
-        has_second = j + 1 < size
-        second, seen = (dim, BOTH) if has_second else (0, FIRST)
+        second = dim if j + 1 < size else 0
         slot = (p * shape.padded + j) // per_word
-        load_values(pool, value_at + j * dim, second, seen, dim, block.values, slot * wide)
+        load_values(pool, value_at + j * dim, second, dim, block.values, slot * wide)
 
 
 @inlined

@@ -25,9 +25,10 @@ from kernels.cpu.attention_tiles import (
     scores_1_by_16,
     scores_2_by_8,
     scores_2_by_16,
+    store_sums,
 )
 from kernels.cpu.jit import compiled, inlined
-from kernels.cpu.simd import LANES, exp, narrow
+from kernels.cpu.simd import LANES, exp
 from kernels.cpu.tiles import exp_and_sum, row_max
 
 
@@ -171,16 +172,19 @@ def _load_rows(shape: Shape, rows: Rows, q: Array, row: int, count: int) -> None
 
 @compiled
 def _store_rows(shape: Shape, rows: Rows, row: int, count: int, out: Array) -> None:
-    dim = shape.head_dim
+    dim, flat = shape.head_dim, out.reshape(-1)
     for h in range(shape.num_kv_heads):
         for r in range(count):
             for g in range(shape.group):
                 state = (h * count + r) * shape.group + g
-                total = rows.totals[state]
-                source = rows.sums[state * dim : (state + 1) * dim]
-                target = out[row + r, h * shape.group + g]
-                for d in range(dim):
-                    target[d] = narrow(source[d] / total, out)
+                head = ((row + r) * shape.num_kv_heads + h) * shape.group + g
+                total, d = rows.totals[state], 0
+                while d + 64 <= dim:
+                    store_sums(rows.sums, state * dim + d, total, flat, head * dim + d, 64)
+                    d += 64
+                while d < dim:
+                    store_sums(rows.sums, state * dim + d, total, flat, head * dim + d, None)
+                    d += LANES
 
 
 @inlined
@@ -191,7 +195,7 @@ def keys_seen(shape: Shape, page: int, position: int) -> tuple[int, int]:
     return low, max(0, min(shape.page_size, position + 1 - first_key))
 
 
-@compiled
+@inlined
 def _score_page(
     shape: Shape,
     rows: Rows,
@@ -262,7 +266,7 @@ def _score_keys(
             g += 1
 
 
-@compiled
+@inlined
 def _update_softmax(shape: Shape, rows: Rows, h: int, count: int, like: Array) -> None:
     """Scores of a block to weights, and the running maximum, total and sums that go with them."""
     size, dim = shape.pages * shape.padded, shape.head_dim
@@ -284,7 +288,7 @@ def _update_softmax(shape: Shape, rows: Rows, h: int, count: int, like: Array) -
                 sums[d] *= factor
 
 
-@compiled
+@inlined
 def _add_page(
     shape: Shape,
     rows: Rows,
@@ -297,24 +301,24 @@ def _add_page(
     position: int,
     count: int,
 ) -> None:
-    """sums += weights @ values of page p of a block."""
+    """sums += weights @ values of page p of a block; words of which half is seen by themselves."""
+    per_word = shape.per_word
     for r in range(count):
         low, high = keys_seen(shape, page, position + r)
-        if low >= high:
-            continue
-        first, end = low // shape.per_word, high // shape.per_word
-        if low % shape.per_word:
-            _add_words(
-                shape, rows, pool, value_at, ahead_at, h, p, r, count, first, first + 1, SECOND
-            )
-            first += 1
-        if first < end:
-            _add_words(shape, rows, pool, value_at, ahead_at, h, p, r, count, first, end, BOTH)
-        if high % shape.per_word:
-            _add_words(shape, rows, pool, value_at, ahead_at, h, p, r, count, end, end + 1, FIRST)
+        first, end = -(-low // per_word), high // per_word
+        for part in range(3):
+            begin, until, seen = first, end, BOTH
+            if part == 0:
+                begin, until, seen = low // per_word, first, SECOND
+            elif part == 2:
+                begin, until, seen = end, -(-high // per_word), FIRST
+            if begin < until and low < high:
+                _add_words(
+                    shape, rows, pool, value_at, ahead_at, h, p, r, count, begin, until, seen
+                )
 
 
-@compiled
+@inlined
 def _add_words(
     shape: Shape,
     rows: Rows,
@@ -333,9 +337,11 @@ def _add_words(
     dim, group, size = shape.head_dim, shape.group, shape.pages * shape.padded
     weights, sums, depth = rows.weights, rows.sums, end - first
     stride = dim * shape.per_word
-    # A page of one slot has no second; what is read for it counts for nothing.
-    second = dim if shape.page_size > 1 else 0
+    # What is not seen has a weight of 0; the other half stands for it, since NaN * 0 is NaN.
+    second = dim if seen == BOTH else 0
     at, ahead = value_at + first * stride, ahead_at + first * stride
+    if seen == SECOND:
+        at += dim
     for g in range(0, group, 2):
         x_at = (r * group + g) * size + p * shape.padded // shape.per_word + first
         out_at = ((h * count + r) * group + g) * dim
@@ -343,26 +349,26 @@ def _add_words(
         if g + 2 <= group:
             while d + 64 <= dim:
                 add_values_2_by_64(
-                    weights, x_at, size, pool, at + d, stride, second, seen, sums, out_at + d, dim,
+                    weights, x_at, size, pool, at + d, stride, second, BOTH, sums, out_at + d, dim,
                     depth, ahead + d, pool,
                 )  # fmt: skip
                 d += 64
             while d < dim:
                 add_values_2_by_8(
-                    weights, x_at, size, pool, at + d, stride, second, seen, sums, out_at + d, dim,
+                    weights, x_at, size, pool, at + d, stride, second, BOTH, sums, out_at + d, dim,
                     depth, ahead + d, pool,
                 )  # fmt: skip
                 d += LANES
         else:
             while d + 64 <= dim:
                 add_values_1_by_64(
-                    weights, x_at, size, pool, at + d, stride, second, seen, sums, out_at + d, dim,
+                    weights, x_at, size, pool, at + d, stride, second, BOTH, sums, out_at + d, dim,
                     depth, ahead + d, pool,
                 )  # fmt: skip
                 d += 64
             while d < dim:
                 add_values_1_by_8(
-                    weights, x_at, size, pool, at + d, stride, second, seen, sums, out_at + d, dim,
+                    weights, x_at, size, pool, at + d, stride, second, BOTH, sums, out_at + d, dim,
                     depth, ahead + d, pool,
                 )  # fmt: skip
                 d += LANES

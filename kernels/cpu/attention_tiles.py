@@ -29,6 +29,7 @@ from kernels.cpu.simd import (
     Value,
     Values,
     at,
+    bfloat16_of,
     constant,
     element,
     load_bits,
@@ -46,7 +47,7 @@ TILE_COLUMNS = 32
 PASS = (8, 2, 16) if HAS_AVX512 else (4, 2, 8)
 LINE_BYTES = 64
 QUAD = 4  # words of a key that are taken at once: 8 bfloat16, the least that head_dim is made of
-BOTH, FIRST, SECOND = -1, 0xFFFF, -0x10000  # what of a word of values is seen
+BOTH, FIRST, SECOND = 0, 1, 2  # what of a word of values is seen
 
 
 def words_at(
@@ -62,6 +63,26 @@ def zipped(builder: Builder, first: Value, second: Value, lanes: int) -> Value:
     low = builder.zext(load_bits(builder, first, I16, lanes), whole)
     high = builder.zext(load_bits(builder, second, I16, lanes), whole)
     return builder.or_(low, builder.shl(high, constant(whole, 16)))
+
+
+def interleaved(builder: Builder, first: Value, second: Value, lanes: int) -> list[Value]:
+    """Two vectors of words of the elements of two rows: four columns of every eight in each.
+
+    One instruction each, where `zipped` takes four; `store_sums` puts the columns in order.
+    """
+    rows = [load_bits(builder, row, I16, 2 * lanes) for row in (first, second)]
+    found = []
+    for half in (0, 4):
+        places = [
+            2 * lanes * row + 8 * i + half + j
+            for i in range(lanes // 4)
+            for j in range(4)
+            for row in (0, 1)
+        ]
+        mask = ir.Constant(vector(I32, 2 * lanes), places)
+        words = builder.shuffle_vector(*rows, mask)
+        found.append(builder.bitcast(words, vector(I32, lanes)))
+    return found
 
 
 def columns_of_8(builder: Builder, rows: list[Value], kind: Type) -> list[Value]:
@@ -121,13 +142,27 @@ def _item_bytes(kind: Type) -> int:
     return int(kind.dtype.bitwidth) // 8
 
 
+def _half(builder: Builder, words: Value, seen: Value) -> Value:
+    """Words as they are for BOTH, else with the half that is seen in the place of the other."""
+    kind = words.type
+
+    def shift(half: int) -> Value:
+        is_seen = builder.icmp_signed("==", seen, I32(half))
+        return splat(builder, builder.select(is_seen, I32(16), I32(0)), kind.count)
+
+    low = builder.and_(builder.lshr(words, shift(SECOND)), constant(kind, 0xFFFF))
+    high = builder.and_(builder.shl(words, shift(FIRST)), constant(kind, -0x10000))
+    return builder.or_(low, high)
+
+
 def _value_tile(num_rows: int, num_columns: int, passes: tuple[int, int, int]) -> Intrinsic:
     """An intrinsic for out[r, c] += sum over k of x[r, k] * y[k, c], k in order, fused.
 
     x: words. y: words, or rows of bfloat16, of which two make one of words; then `y_second` is how
-    far the second is from the first, and as much as is read is fetched from `ahead_at` on into the
-    second cache. seen: BOTH, or the half that y's words are taken for, the other is 0; not asked
-    where the tile has TILE_ROWS. Others: each array with offset and row stride, the positive depth.
+    far the second is from the first, and where several vectors are taken their columns are in the
+    order of `interleaved`. As much as is read is fetched from `ahead_at` on into the second cache.
+    seen: of y's words BOTH, or the half that is taken for both; asked for single rows only.
+    Others: each array with offset and row stride, the positive depth.
     """
     pass_rows, num_vectors, lanes = passes
 
@@ -154,7 +189,7 @@ def _value_tile(num_rows: int, num_columns: int, passes: tuple[int, int, int]) -
             x, index, index, y, *(index,) * 3, types.int32, out, *(index,) * 4, like
         )
         word, is_zipped = word_type(like), y.dtype == types.uint16
-        is_halved = word == I32 and num_rows < TILE_ROWS
+        is_halved = word == I32 and not is_zipped and num_rows < TILE_ROWS
 
         def codegen(
             context: Context, builder: Builder, signature: Signature, args: Values
@@ -178,20 +213,22 @@ def _value_tile(num_rows: int, num_columns: int, passes: tuple[int, int, int]) -
                 for r in rows
                 for v in range(num_vectors)
             ]
-            if is_halved:
-                kept = splat(builder, args[7], lanes)
 
-            def part(y_row: Value) -> Value:
+            def parts_of(y_row: Value) -> list[Value]:
+                places = [builder.gep(y_row, [I64(v * lanes)]) for v in range(num_vectors)]
                 if not is_zipped:
-                    found = load_bits(builder, y_row, word, lanes)
-                else:
-                    found = zipped(builder, y_row, builder.gep(y_row, [args[6]]), lanes)
-                return builder.and_(found, kept) if is_halved else found
+                    found = [load_bits(builder, place, word, lanes) for place in places]
+                    return [_half(builder, part, args[7]) for part in found] if is_halved else found
+                seconds = [builder.gep(place, [args[6]]) for place in places]
+                if num_vectors == 1:
+                    return [zipped(builder, places[0], seconds[0], lanes)]
+                pairs = list(zip(places, seconds, strict=True))[::2]
+                return [part for pair in pairs for part in interleaved(builder, *pair, lanes)]
 
             def step(k: Value, sums: list[Value]) -> list[Value]:
                 offset = builder.mul(args[5], k)
                 y_row = builder.gep(y_first, [offset])
-                parts = [part(builder.gep(y_row, [I64(v * lanes)])) for v in range(num_vectors)]
+                parts = parts_of(y_row)
                 if num_rows < TILE_ROWS and row == 0:
                     for second in [I64(0), args[6]] if is_zipped else [I64(0)]:
                         ahead_row = builder.gep(ahead, [builder.add(offset, second)])
@@ -223,6 +260,60 @@ add_values_1_by_64 = _value_tile(1, 64, (1, WIDE, PASS[2]))
 add_values_2_by_64 = _value_tile(2, 64, (2, WIDE, PASS[2]))
 add_values_1_by_8 = _value_tile(1, LANES, (1, 1, LANES))
 add_values_2_by_8 = _value_tile(2, LANES, (2, 1, LANES))
+
+
+@intrinsic
+def store_sums(
+    typing_context: Context,
+    sums: Type,
+    sums_at: Type,
+    total: Type,
+    out: Type,
+    out_at: Type,
+    is_interleaved: Type,
+) -> Codegen:
+    """out[c] = sums[c] / total, rounded, for 8 columns, or for the 64 of a wide tile of values.
+
+    is_interleaved: the type of a number (of 64 columns) or of None (of 8).
+    """
+    index = types.intp
+    signature = types.void(sums, index, sums.dtype, out, index, is_interleaved)
+    is_wide = not isinstance(is_interleaved, types.NoneType)
+
+    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
+        first = at(context, builder, sums, args[0], args[1])
+        out_first = at(context, builder, out, args[3], args[4])
+        kind, lanes = element(sums), PASS[2] if is_wide else LANES
+        totals = splat(builder, args[2], lanes)
+
+        def write(quotient: Value, column: int) -> None:
+            result = bfloat16_of(builder, quotient) if word_type(out) == I32 else quotient
+            store(builder, result, builder.gep(out_first, [I64(column)]))
+
+        columns = range(0, 64 if is_wide else LANES, lanes)
+        parts = [load_bits(builder, builder.gep(first, [I64(c)]), kind, lanes) for c in columns]
+        parts = [builder.fdiv(part, totals) for part in parts]
+        if is_wide and word_type(out) == I32:
+            parts = [
+                part
+                for i in range(0, len(parts), 2)
+                for part in _in_order(builder, *parts[i : i + 2])
+            ]
+        for column, part in zip(columns, parts, strict=True):
+            write(part, column)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _in_order(builder: Builder, low: Value, high: Value) -> list[Value]:
+    """What `interleaved` has taken apart."""
+    lanes = low.type.count
+    places = [
+        half * lanes + 4 * i + j for i in range(lanes // 4) for half in (0, 1) for j in range(4)
+    ]
+    masks = [ir.Constant(vector(I32, lanes), places[n : n + lanes]) for n in (0, lanes)]
+    return [builder.shuffle_vector(low, high, mask) for mask in masks]
 
 
 def _key_tile(num_heads: int, num_groups: int) -> Intrinsic:
