@@ -23,13 +23,18 @@ from kernels.cpu.attention_tiles import (
     copy_words,
     scores_1_by_8,
     scores_1_by_16,
+    scores_1_by_32,
     scores_2_by_8,
     scores_2_by_16,
-    store_sums,
+    scores_2_by_32,
+    store_sums_8,
+    store_sums_64,
 )
 from kernels.cpu.jit import compiled, inlined
 from kernels.cpu.simd import LANES, exp
 from kernels.cpu.tiles import exp_and_sum, row_max
+
+RUN = 16  # keys of a page that a tile takes with those of another page
 
 
 class Shape(NamedTuple):
@@ -104,8 +109,18 @@ def attend_rows(
         for h in range(shape.num_kv_heads):
             if high - low < shape.pages:
                 fill(rows.weights, 0, len(rows.weights), -math.inf)
-            for page in range(low, high):
+            page = low
+            while page < high:
                 at = keys_at(shape, table[page], h)
+                if shape.page_size == RUN and page + 1 < high:
+                    second = keys_at(shape, table[page + 1], h)
+                    _score_two(
+                        shape, rows, at, second, pool, h, page - begin, count, scale, to_values
+                    )
+                    _hide(shape, rows, page, page - begin, position, count)
+                    _hide(shape, rows, page + 1, page + 1 - begin, position, count)
+                    page += 2
+                    continue
                 _score_page(
                     shape,
                     rows,
@@ -119,6 +134,8 @@ def attend_rows(
                     count,
                     scale,
                 )
+                _hide(shape, rows, page, page - begin, position, count)
+                page += 1
             _update_softmax(shape, rows, h, count, q)
             for page in range(low, high):
                 at = keys_at(shape, table[page], h)
@@ -180,10 +197,10 @@ def _store_rows(shape: Shape, rows: Rows, row: int, count: int, out: Array) -> N
                 head = ((row + r) * shape.num_kv_heads + h) * shape.group + g
                 total, d = rows.totals[state], 0
                 while d + 64 <= dim:
-                    store_sums(rows.sums, state * dim + d, total, flat, head * dim + d, 64)
+                    store_sums_64(rows.sums, state * dim + d, total, flat, head * dim + d)
                     d += 64
                 while d < dim:
-                    store_sums(rows.sums, state * dim + d, total, flat, head * dim + d, None)
+                    store_sums_8(rows.sums, state * dim + d, total, flat, head * dim + d)
                     d += LANES
 
 
@@ -209,7 +226,7 @@ def _score_page(
     count: int,
     scale: float,
 ) -> None:
-    """Scores of page p of a block: products with the keys that a row sees, -inf elsewhere."""
+    """Scores of page p of a block: products with the keys that a row sees, and some others."""
     group, size = shape.group, shape.pages * shape.padded
     num_words = shape.head_dim // shape.per_word
     for r in range(count):
@@ -225,9 +242,52 @@ def _score_page(
                 ahead,
             )  # fmt: skip
             j += 2 * LANES if wide else LANES
+
+
+@inlined
+def _score_two(
+    shape: Shape,
+    rows: Rows,
+    at: int,
+    second: int,
+    pool: Array,
+    h: int,
+    p: int,
+    count: int,
+    scale: float,
+    to_values: int,
+) -> None:
+    """Scores of pages p and p + 1 of a block, of 16 keys each, seen or not."""
+    group, size = shape.group, shape.pages * shape.padded
+    words = shape.head_dim // shape.per_word
+    x, out = rows.queries, rows.weights
+    for r in range(count):
+        g = 0
+        while g < group:
+            x_at = ((h * count + r) * group + g) * words
+            to = (r * group + g) * size + p * shape.padded
+            if g + 2 <= group:
+                scores_2_by_32(
+                    x, x_at, pool, at, second, words, scale, out, to, to + shape.padded, size,
+                    at + to_values, second + to_values,
+                )  # fmt: skip
+                g += 2
+            else:
+                scores_1_by_32(
+                    x, x_at, pool, at, second, words, scale, out, to, to + shape.padded, size,
+                    at + to_values, second + to_values,
+                )  # fmt: skip
+                g += 1
+
+
+@inlined
+def _hide(shape: Shape, rows: Rows, page: int, p: int, position: int, count: int) -> None:
+    """-inf for the slots of page p of a block that a row does not see."""
+    for r in range(count):
+        low, high = keys_seen(shape, page, position + r)
         if low > 0 or high < shape.padded:
-            for g in range(group):
-                at = weight_at + g * size
+            for g in range(shape.group):
+                at = ((r * shape.group + g) * shape.pages + p) * shape.padded
                 fill(rows.weights, at, at + min(low, high), -math.inf)
                 fill(rows.weights, at + high, at + shape.padded, -math.inf)
 
