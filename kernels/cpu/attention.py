@@ -82,7 +82,7 @@ def paged_attention_rows(
     block = block_for(shape, min(BLOCK_ROWS, longest) if longest > few else 0, scale)
     for s in range(num_sequences):
         end = query_starts[s + 1]
-        next_page_id = block_tables[s + 1, 0] if s + 1 < num_sequences else 0
+        after = block_tables[min(s + 1, num_sequences - 1), 0]
         for row in range(query_starts[s], end, BLOCK_ROWS):
             count, table, position = min(BLOCK_ROWS, end - row), block_tables[s], positions[row]
             if count > few:
@@ -91,6 +91,6 @@ def paged_attention_rows(
                 )
             else:
                 attend_rows(
-                    shape, rows, queries, flat, table, next_page_id, row, count, position, scale[0],
+                    shape, rows, queries, flat, table, after, row, count, position, scale[0],
                     out,
                 )  # fmt: skip

@@ -10,16 +10,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.cpu.attention_tiles import (
-    PASS,
-    QUAD,
-    TILE_COLUMNS,
-    TILE_ROWS,
-    columns_of_8,
-    rows_of_8,
-    words_at,
-    zipped,
-)
+from kernels.cpu.attention_tiles import PASS, TILE_COLUMNS, TILE_ROWS
+from kernels.cpu.attention_words import QUAD, columns_of_8, rows_of_8, words_at, zipped
 from kernels.cpu.simd import (
     I32,
     I64,

@@ -26,8 +26,8 @@ from kernels.cpu.attention_tiles import (
     TILE_ROWS,
     add_values_1_by_32,
     add_values_8_by_32,
-    copy_words,
 )
+from kernels.cpu.attention_words import copy_words
 from kernels.cpu.jit import compiled, inlined
 from kernels.cpu.simd import LANES, narrow
 

@@ -1,9 +1,11 @@
 """Attention of few rows per sequence: each row against the pages as they lie in memory.
 
-A KV head's pages of a block are read in turn, keys before values. While keys of a page are read its
-values are fetched into the second cache, and while those are read the keys of the next head: four
-runs of a page and head (4 KiB each at D = 64 in float32) ahead. Reading nothing but in this order
-reaches 25 GB/s on one Zen 4 core, without fetching ahead 21, page by page with all heads 20.
+A block's keys are read page by page with all heads, as they lie, then its values; while a page's
+are read, the next page's are fetched into the second cache. Reading is what it costs: on one Zen 4
+core 4 KiB of a page and head, 170 ns if they are in the third cache, take 320 to 340 ns from
+memory, where one KV head after the other, which jumps every 2 KiB, took 380 to 450. Fetching two
+pages ahead (360 to 420) or half a page (470) is worse, and so are tiles of more keys that read
+them less in order.
 """
 
 import math
@@ -20,21 +22,15 @@ from kernels.cpu.attention_tiles import (
     add_values_1_by_64,
     add_values_2_by_8,
     add_values_2_by_64,
-    copy_words,
     scores_1_by_8,
-    scores_1_by_16,
-    scores_1_by_32,
     scores_2_by_8,
-    scores_2_by_16,
-    scores_2_by_32,
     store_sums_8,
     store_sums_64,
 )
+from kernels.cpu.attention_words import copy_words
 from kernels.cpu.jit import compiled, inlined
 from kernels.cpu.simd import LANES, exp
 from kernels.cpu.tiles import exp_and_sum, row_max
-
-RUN = 16  # keys of a page that a tile takes with those of another page
 
 
 class Shape(NamedTuple):
@@ -57,8 +53,8 @@ class Shape(NamedTuple):
 
 class Rows(NamedTuple):
     """Few rows, all flat. Per KV head, row and head of the group: queries [.., words], sums
-    [.., head_dim], totals, maxima [..]; weights [row, head of the group, pages * padded] of the KV
-    head at hand: scores, then words in the first half of their row, if they are of bfloat16.
+    [.., head_dim], totals, maxima [..]; weights [.., pages * padded]: scores, then words, which
+    take the first half of their row if they are of bfloat16.
     """
 
     queries: Array
@@ -77,7 +73,7 @@ def rows_for(shape: Shape, num_rows: int, scale: Array) -> Rows:
         np.empty(num_states * shape.head_dim, scale.dtype),
         np.empty(num_states, scale.dtype),
         np.empty(num_states, scale.dtype),
-        np.empty(num_rows * shape.group * shape.pages * shape.padded, scale.dtype),
+        np.empty(num_states * shape.pages * shape.padded, scale.dtype),
     )
 
 
@@ -88,7 +84,7 @@ def attend_rows(
     q: Array,
     pool: Array,
     table: Array,
-    next_page_id: int,
+    after: int,
     row: int,
     count: int,
     position: int,
@@ -97,64 +93,31 @@ def attend_rows(
 ) -> None:
     """Rows `row` to `row + count` of q, the first at `position`, to the same rows of out.
 
-    `next_page_id` is the page that the next call begins with, to be fetched ahead.
+    `after` is the page that the next call begins with, to be fetched ahead.
     """
     _load_rows(shape, rows, q, row, count)
     first = max(0, position - shape.window + 1) // shape.page_size
     last = (position + count - 1) // shape.page_size
-    head_size = shape.page_size * shape.head_dim
-    to_values = shape.num_kv_heads * head_size
+    to_values = shape.num_kv_heads * shape.page_size * shape.head_dim
     for begin in range(first // shape.pages * shape.pages, last + 1, shape.pages):
         low, high = max(first, begin), min(last + 1, begin + shape.pages)
-        for h in range(shape.num_kv_heads):
-            if high - low < shape.pages:
-                fill(rows.weights, 0, len(rows.weights), -math.inf)
-            page = low
-            while page < high:
-                at = keys_at(shape, table[page], h)
-                if shape.page_size == RUN and page + 1 < high:
-                    second = keys_at(shape, table[page + 1], h)
-                    _score_two(
-                        shape, rows, at, second, pool, h, page - begin, count, scale, to_values
-                    )
-                    _hide(shape, rows, page, page - begin, position, count)
-                    _hide(shape, rows, page + 1, page + 1 - begin, position, count)
-                    page += 2
-                    continue
-                _score_page(
-                    shape,
-                    rows,
-                    pool,
-                    at,
-                    at + to_values,
-                    h,
-                    page,
-                    page - begin,
-                    position,
-                    count,
-                    scale,
-                )
-                _hide(shape, rows, page, page - begin, position, count)
-                page += 1
-            _update_softmax(shape, rows, h, count, q)
-            for page in range(low, high):
-                at = keys_at(shape, table[page], h)
-                ahead_at = at + head_size
-                if h + 1 == shape.num_kv_heads:
-                    ahead = page + shape.pages
-                    ahead_at = keys_at(shape, table[ahead] if ahead <= last else next_page_id, 0)
-                _add_page(
-                    shape,
-                    rows,
-                    pool,
-                    at + to_values,
-                    ahead_at,
-                    h,
-                    page,
-                    page - begin,
-                    position,
-                    count,
-                )
+        if high - low < shape.pages:
+            fill(rows.weights, 0, len(rows.weights), -math.inf)
+        for page in range(low, high):
+            at, p = keys_at(shape, table[page], 0), page - begin
+            ahead = keys_at(shape, table[page + 1 if page + 1 < high else low], 0)
+            if page + 1 == high:
+                ahead += to_values
+            _score_page(shape, rows, pool, at, ahead, page, p, position, count, scale)
+            _hide(shape, rows, page, p, position, count)
+        _update_softmax(shape, rows, count, q)
+        for page in range(low, high):
+            at = keys_at(shape, table[page], 0) + to_values
+            next_page_id = table[page + 1] if page < last else after
+            ahead = keys_at(shape, next_page_id, 0)
+            if page + 1 < high:
+                ahead += to_values
+            _add_page(shape, rows, pool, at, ahead, page, page - begin, position, count)
     _store_rows(shape, rows, row, count, out)
 
 
@@ -219,7 +182,6 @@ def _score_page(
     pool: Array,
     key_at: int,
     ahead_at: int,
-    h: int,
     page: int,
     p: int,
     position: int,
@@ -227,57 +189,29 @@ def _score_page(
     scale: float,
 ) -> None:
     """Scores of page p of a block: products with the keys that a row sees, and some others."""
-    group, size = shape.group, shape.pages * shape.padded
-    num_words = shape.head_dim // shape.per_word
-    for r in range(count):
-        low, high = keys_seen(shape, page, position + r)
-        query_at = (h * count + r) * group * num_words
-        weight_at = r * group * size + p * shape.padded
-        j = low // LANES * LANES
-        while j < high:
-            wide = j + LANES < high
-            at, ahead = key_at + j * shape.head_dim, ahead_at + j * shape.head_dim
-            _score_keys(
-                shape, rows, pool, at, shape.page_size - j, wide, query_at, weight_at + j, scale,
-                ahead,
-            )  # fmt: skip
-            j += 2 * LANES if wide else LANES
-
-
-@inlined
-def _score_two(
-    shape: Shape,
-    rows: Rows,
-    at: int,
-    second: int,
-    pool: Array,
-    h: int,
-    p: int,
-    count: int,
-    scale: float,
-    to_values: int,
-) -> None:
-    """Scores of pages p and p + 1 of a block, of 16 keys each, seen or not."""
-    group, size = shape.group, shape.pages * shape.padded
-    words = shape.head_dim // shape.per_word
-    x, out = rows.queries, rows.weights
-    for r in range(count):
-        g = 0
-        while g < group:
-            x_at = ((h * count + r) * group + g) * words
-            to = (r * group + g) * size + p * shape.padded
-            if g + 2 <= group:
-                scores_2_by_32(
-                    x, x_at, pool, at, second, words, scale, out, to, to + shape.padded, size,
-                    at + to_values, second + to_values,
-                )  # fmt: skip
-                g += 2
-            else:
-                scores_1_by_32(
-                    x, x_at, pool, at, second, words, scale, out, to, to + shape.padded, size,
-                    at + to_values, second + to_values,
-                )  # fmt: skip
-                g += 1
+    group, size, dim = shape.group, shape.pages * shape.padded, shape.head_dim
+    x, out, words = rows.queries, rows.weights, shape.head_dim // shape.per_word
+    for h in range(shape.num_kv_heads):
+        head_at = h * shape.page_size * dim
+        for r in range(count):
+            low, high = keys_seen(shape, page, position + r)
+            for j in range(low // LANES * LANES, high, LANES):
+                at, ahead = key_at + head_at + j * dim, ahead_at + head_at + j * dim
+                num_keys = shape.page_size - j
+                g = 0
+                while g < group:
+                    state = (h * count + r) * group + g
+                    x_at, to = state * words, state * size + p * shape.padded + j
+                    if g + 2 <= group:
+                        scores_2_by_8(
+                            x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead
+                        )
+                        g += 2
+                    else:
+                        scores_1_by_8(
+                            x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead
+                        )
+                        g += 1
 
 
 @inlined
@@ -286,57 +220,24 @@ def _hide(shape: Shape, rows: Rows, page: int, p: int, position: int, count: int
     for r in range(count):
         low, high = keys_seen(shape, page, position + r)
         if low > 0 or high < shape.padded:
-            for g in range(shape.group):
-                at = ((r * shape.group + g) * shape.pages + p) * shape.padded
-                fill(rows.weights, at, at + min(low, high), -math.inf)
-                fill(rows.weights, at + high, at + shape.padded, -math.inf)
+            for h in range(shape.num_kv_heads):
+                for g in range(shape.group):
+                    state = (h * count + r) * shape.group + g
+                    at = (state * shape.pages + p) * shape.padded
+                    fill(rows.weights, at, at + min(low, high), -math.inf)
+                    fill(rows.weights, at + high, at + shape.padded, -math.inf)
 
 
 @inlined
-def _score_keys(
-    shape: Shape,
-    rows: Rows,
-    pool: Array,
-    at: int,
-    num_keys: int,
-    wide: bool,
-    query_at: int,
-    out_at: int,
-    scale: float,
-    ahead: int,
-) -> None:
-    """Scores of all heads of a group with 8 keys, with 16 if wide."""
-    group, size = shape.group, shape.pages * shape.padded
-    words = shape.head_dim // shape.per_word
-    x, out = rows.queries, rows.weights
-    g = 0
-    while g < group:
-        x_at, to = query_at + g * words, out_at + g * size
-        if wide and g + 2 <= group:
-            scores_2_by_16(x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead)
-            g += 2
-        elif wide:
-            scores_1_by_16(x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead)
-            g += 1
-        elif g + 2 <= group:
-            scores_2_by_8(x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead)
-            g += 2
-        else:
-            scores_1_by_8(x, x_at, pool, at, num_keys, words, scale, out, to, size, ahead)
-            g += 1
-
-
-@inlined
-def _update_softmax(shape: Shape, rows: Rows, h: int, count: int, like: Array) -> None:
+def _update_softmax(shape: Shape, rows: Rows, count: int, like: Array) -> None:
     """Scores of a block to weights, and the running maximum, total and sums that go with them."""
     size, dim = shape.pages * shape.padded, shape.head_dim
-    for i in range(count * shape.group):
-        state = h * count * shape.group + i
+    for state in range(shape.num_kv_heads * count * shape.group):
         before = rows.maxima[state]
-        now = max(before, row_max(rows.weights, i * size, size))
+        now = max(before, row_max(rows.weights, state * size, size))
         if now == -math.inf:  # the window of a later row may begin behind this block
             continue
-        added = exp_and_sum(rows.weights, i * size, size, now, like)
+        added = exp_and_sum(rows.weights, state * size, size, now, like)
         if now == before:
             rows.totals[state] += added
         else:
@@ -355,7 +256,6 @@ def _add_page(
     pool: Array,
     value_at: int,
     ahead_at: int,
-    h: int,
     page: int,
     p: int,
     position: int,
@@ -363,19 +263,23 @@ def _add_page(
 ) -> None:
     """sums += weights @ values of page p of a block; words of which half is seen by themselves."""
     per_word = shape.per_word
-    for r in range(count):
-        low, high = keys_seen(shape, page, position + r)
-        first, end = -(-low // per_word), high // per_word
-        for part in range(3):
-            begin, until, seen = first, end, BOTH
-            if part == 0:
-                begin, until, seen = low // per_word, first, SECOND
-            elif part == 2:
-                begin, until, seen = end, -(-high // per_word), FIRST
-            if begin < until and low < high:
-                _add_words(
-                    shape, rows, pool, value_at, ahead_at, h, p, r, count, begin, until, seen
-                )
+    for h in range(shape.num_kv_heads):
+        head_at = h * shape.page_size * shape.head_dim
+        for r in range(count):
+            low, high = keys_seen(shape, page, position + r)
+            first, end = -(-low // per_word), high // per_word
+            for part in range(3):
+                begin, until, seen = first, end, BOTH
+                if part == 0:
+                    begin, until, seen = low // per_word, first, SECOND
+                elif part == 2:
+                    begin, until, seen = end, -(-high // per_word), FIRST
+                if begin < until and low < high:
+                    state = (h * count + r) * shape.group
+                    _add_words(
+                        shape, rows, pool, value_at + head_at, ahead_at + head_at, state, p, begin,
+                        until, seen,
+                    )  # fmt: skip
 
 
 @inlined
@@ -385,15 +289,13 @@ def _add_words(
     pool: Array,
     value_at: int,
     ahead_at: int,
-    h: int,
+    state: int,
     p: int,
-    r: int,
-    count: int,
     first: int,
     end: int,
     seen: int,
 ) -> None:
-    """One row's sums += weights @ values for some words of slots of page p of a block."""
+    """sums += weights @ values for some words of slots of page p, for a group from `state` on."""
     dim, group, size = shape.head_dim, shape.group, shape.pages * shape.padded
     weights, sums, depth = rows.weights, rows.sums, end - first
     stride = dim * shape.per_word
@@ -403,8 +305,8 @@ def _add_words(
     if seen == SECOND:
         at += dim
     for g in range(0, group, 2):
-        x_at = (r * group + g) * size + p * shape.padded // shape.per_word + first
-        out_at = ((h * count + r) * group + g) * dim
+        x_at = (state + g) * size + p * shape.padded // shape.per_word + first
+        out_at = (state + g) * dim
         d = 0
         if g + 2 <= group:
             while d + 64 <= dim:

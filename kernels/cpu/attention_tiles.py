@@ -3,22 +3,25 @@
 A score is one chain of multiply-adds over the dimensions, times the scale; a weighted sum is one
 chain over keys. bfloat16 is multiplied in words, pairs of neighbours (dimensions of a key, slots of
 values), of which the second is added first: see `simd.multiply_add`. Neither order depends on the
-machine's vector length, nor on the tile.
-
-Words are kept in arrays of the computing type, whatever their bits mean; `like`, an array of the
-elements that queries, keys and values have, says which it is.
+machine's vector length, nor on the tile. How words are kept says `attention_words`.
 """
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.cpu.attention_words import (
+    QUAD,
+    columns_of_8,
+    interleaved,
+    item_bytes,
+    prefetch,
+    rows_of_8,
+    words_at,
+    zipped,
+)
 from kernels.cpu.host import HAS_AVX512
 from kernels.cpu.simd import (
-    F32,
-    F64,
-    I16,
     I32,
     I64,
     LANES,
@@ -47,101 +50,7 @@ TILE_ROWS = 8
 TILE_COLUMNS = 32
 # Rows, vectors and lanes of what one pass keeps in registers: 16 of 32, or 8 of 16.
 PASS = (8, 2, 16) if HAS_AVX512 else (4, 2, 8)
-LINE_BYTES = 64
-QUAD = 4  # words of a key that are taken at once: 8 bfloat16, the least that head_dim is made of
 BOTH, FIRST, SECOND = 0, 1, 2  # what of a word of values is seen
-
-
-def words_at(
-    context: Context, builder: Builder, kind: Type, array: Value, offset: Value, word: Type
-) -> Value:
-    """Pointer to word `offset` of an array that keeps words."""
-    return builder.bitcast(at(context, builder, kind, array, offset), word.as_pointer())
-
-
-def zipped(builder: Builder, first: Value, second: Value, lanes: int) -> Value:
-    """Words of the elements of two rows, one below the other."""
-    whole = vector(I32, lanes)
-    low = builder.zext(load_bits(builder, first, I16, lanes), whole)
-    high = builder.zext(load_bits(builder, second, I16, lanes), whole)
-    return builder.or_(low, builder.shl(high, constant(whole, 16)))
-
-
-def interleaved(builder: Builder, first: Value, second: Value, lanes: int) -> list[Value]:
-    """Two vectors of words of the elements of two rows: four columns of every eight in each.
-
-    One instruction each, where `zipped` takes four; `store_sums` puts the columns in order.
-    """
-    rows = [load_bits(builder, row, I16, 2 * lanes) for row in (first, second)]
-    found = []
-    for half in (0, 4):
-        places = [
-            2 * lanes * row + 8 * i + half + j
-            for i in range(lanes // 4)
-            for j in range(4)
-            for row in (0, 1)
-        ]
-        mask = ir.Constant(vector(I32, 2 * lanes), places)
-        words = builder.shuffle_vector(*rows, mask)
-        found.append(builder.bitcast(words, vector(I32, lanes)))
-    return found
-
-
-def columns_of_8(builder: Builder, rows: list[Value], kind: Type) -> list[Value]:
-    """The next QUAD words of 8 rows as QUAD vectors with a lane for each row."""
-
-    def mix(a: Value, b: Value, lanes: list[int]) -> Value:
-        return builder.shuffle_vector(a, b, ir.Constant(vector(I32, len(lanes)), lanes))
-
-    quads = [load_bits(builder, row, kind, QUAD) for row in rows]
-    sides = [mix(quads[i], quads[i + QUAD], list(range(8))) for i in range(QUAD)]
-    low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
-    pairs = [mix(sides[i], sides[i + 1], lanes) for lanes in (low, high) for i in (0, 2)]
-    first, second = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
-    return [mix(pairs[i], pairs[i + 1], lanes) for i in (0, 2) for lanes in (first, second)]
-
-
-def rows_of_8(builder: Builder, first: Value, num_rows: Value, row_size: Value) -> list[Value]:
-    """Pointers to 8 rows; where there are fewer, the last stands for the missing ones."""
-    last = builder.sub(num_rows, I64(1))
-    rows = []
-    for r in range(LANES):
-        row = builder.select(builder.icmp_signed("<", I64(r), last), I64(r), last)
-        rows.append(builder.gep(first, [builder.mul(row, row_size)]))
-    return rows
-
-
-@intrinsic
-def copy_words(
-    typing_context: Context, x: Type, x_at: Type, num_words: Type, out: Type, out_at: Type
-) -> Codegen:
-    """Elements of x, as many as make `num_words` words, to an array that keeps words."""
-    signature = types.void(x, types.intp, types.intp, out, types.intp)
-
-    def codegen(context: Context, builder: Builder, signature: Signature, args: Values) -> Value:
-        source = words_at(context, builder, x, args[0], args[1], word_type(x))
-        target = words_at(context, builder, out, args[3], args[4], word_type(x))
-        cgutils.raw_memcpy(builder, target, source, args[2], int(out.dtype.bitwidth) // 8)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-def _prefetch(builder: Builder, pointer: Value) -> None:
-    """Fetch a line for reading into the second cache."""
-    byte = ir.IntType(8).as_pointer()
-    signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0i8")
-    builder.call(function, [builder.bitcast(pointer, byte), I32(0), I32(2), I32(1)])
-
-
-def _prefetch_all(builder: Builder, pointer: Value, num_elements: int, item_bytes: int) -> None:
-    for offset in range(0, num_elements * item_bytes, LINE_BYTES):
-        _prefetch(builder, builder.gep(pointer, [I64(offset // item_bytes)]))
-
-
-def _item_bytes(kind: Type) -> int:
-    return int(kind.dtype.bitwidth) // 8
 
 
 def _half(builder: Builder, words: Value, seen: Value) -> Value:
@@ -234,7 +143,7 @@ def _value_tile(num_rows: int, num_columns: int, passes: tuple[int, int, int]) -
                 if num_rows < TILE_ROWS and row == 0:
                     for second in [I64(0), args[6]] if is_zipped else [I64(0)]:
                         ahead_row = builder.gep(ahead, [builder.add(offset, second)])
-                        _prefetch_all(builder, ahead_row, num_vectors * lanes, _item_bytes(y))
+                        prefetch(builder, ahead_row, num_vectors * lanes, item_bytes(y))
                 results = []
                 for r in range(pass_rows):
                     factor = builder.load(builder.gep(x_rows[r], [k]))
@@ -314,8 +223,8 @@ store_sums_64 = _sums_tile(64, PASS[2])
 store_sums_8 = _sums_tile(LANES, LANES)
 
 
-def _key_tile(num_heads: int, num_groups: int) -> Intrinsic:
-    """An intrinsic for the scores of `num_heads` queries with 8 keys, or with more groups of 8.
+def _key_tile(num_heads: int) -> Intrinsic:
+    """An intrinsic for the scores of `num_heads` queries with 8 keys.
 
     x: words, rows of `depth`; a score is scaled when it is complete. Keys stand one after the
     other; where there are fewer, the last stands for the missing ones. While it runs, it fetches
@@ -339,27 +248,41 @@ def _key_tile(num_heads: int, num_groups: int) -> Intrinsic:
     ) -> Codegen:
         index = types.intp
         signature = types.void(x, index, y, *(index,) * 3, out.dtype, out, *(index,) * 3)
+        word = word_type(y)
+        per_word = 2 if word == I32 else 1
 
         def codegen(
             context: Context, builder: Builder, signature: Signature, args: Values
         ) -> Value:
-            word = word_type(y)
+            depth, row_size = args[5], builder.mul(args[5], I64(per_word))
             x_first = words_at(context, builder, x, args[0], args[1], word)
-            y_first = at(context, builder, y, args[2], args[3])
+            x_rows = [builder.gep(x_first, [builder.mul(depth, I64(h))]) for h in range(num_heads)]
+            y_rows = rows_of_8(
+                builder, at(context, builder, y, args[2], args[3]), args[4], row_size
+            )
             ahead = at(context, builder, y, args[2], args[10])
-            row_size = builder.mul(args[5], I64(2 if word == I32 else 1))
-            groups = []
-            for group in range(num_groups):
-                first = builder.gep(y_first, [builder.mul(row_size, I64(group * LANES))])
-                left = builder.sub(args[4], I64(group * LANES))
-                groups.append(rows_of_8(builder, first, left, row_size))
-            sums = _scores(builder, x_first, num_heads, groups, args[5], [ahead], word)
+
+            def step(k: Value, sums: list[Value]) -> list[Value]:
+                offset = builder.mul(k, I64(per_word))
+                line = builder.gep(ahead, [builder.mul(offset, I64(LANES))])
+                prefetch(builder, line, LANES * QUAD * per_word, item_bytes(y))
+                columns = columns_of_8(
+                    builder, [builder.gep(row, [offset]) for row in y_rows], word
+                )
+                results = list(sums)
+                for w, column in enumerate(columns):
+                    for h, x_row in enumerate(x_rows):
+                        factor = builder.load(builder.gep(x_row, [builder.add(k, I64(w))]))
+                        many = splat(builder, factor)
+                        results[h] = multiply_add(builder, many, column, results[h])
+                return results
+
+            zeros = [constant(vector(element(out)), 0.0)] * num_heads
             scales = splat(builder, args[6])
             out_first = at(context, builder, out, args[7], args[8])
-            for i, total in enumerate(sums):
-                h, g = divmod(i, num_groups)
-                offset = builder.add(builder.mul(args[9], I64(h)), I64(g * LANES))
-                store(builder, builder.fmul(total, scales), builder.gep(out_first, [offset]))
+            for h, total in enumerate(loop(builder, depth, QUAD, zeros, step)):
+                pointer = builder.gep(out_first, [builder.mul(args[9], I64(h))])
+                store(builder, builder.fmul(total, scales), pointer)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -367,120 +290,5 @@ def _key_tile(num_heads: int, num_groups: int) -> Intrinsic:
     return tile
 
 
-def _scores(
-    builder: Builder,
-    x_first: Value,
-    num_heads: int,
-    groups: list[list[Value]],
-    depth: Value,
-    ahead: list[Value],
-    word: Type,
-) -> list[Value]:
-    """Chains of some heads with groups of 8 keys each, head by head; fetches as much `ahead`."""
-    per_word = 2 if word == I32 else 1
-    item_bytes = {I32: 2}.get(word, 8 if word == F64 else 4)
-    x_rows = [builder.gep(x_first, [builder.mul(depth, I64(h))]) for h in range(num_heads)]
-    num_ahead = len(groups) // len(ahead) * LANES
-
-    def step(k: Value, sums: list[Value]) -> list[Value]:
-        offset = builder.mul(k, I64(per_word))
-        for first in ahead:
-            line = builder.gep(first, [builder.mul(offset, I64(num_ahead))])
-            _prefetch_all(builder, line, num_ahead * QUAD * per_word, item_bytes)
-        columns = [
-            columns_of_8(builder, [builder.gep(row, [offset]) for row in rows], word)
-            for rows in groups
-        ]
-        results = list(sums)
-        for w in range(QUAD):
-            for h, x_row in enumerate(x_rows):
-                factor = builder.load(builder.gep(x_row, [builder.add(k, I64(w))]))
-                many = splat(builder, factor)
-                for g, column in enumerate(columns):
-                    i = h * len(groups) + g
-                    results[i] = multiply_add(builder, many, column[w], results[i])
-        return results
-
-    kind = F64 if word == F64 else F32
-    zeros = [constant(vector(kind), 0.0)] * (num_heads * len(groups))
-    return loop(builder, depth, QUAD, zeros, step)
-
-
-def _run_tile(num_heads: int) -> Intrinsic:
-    """An intrinsic for the scores of `num_heads` queries with two runs of 16 keys, none missing.
-
-    Four chains a head hide the latency of their additions: with two, 16 keys of 64 dimensions take
-    60 ns on a Zen 4 core. Usual depths are known when it is built, so that addresses are.
-    """
-
-    @intrinsic
-    def tile(
-        typing_context: Context,
-        x: Type,
-        x_at: Type,
-        y: Type,
-        y_at: Type,
-        y_second_at: Type,
-        depth: Type,
-        scale: Type,
-        out: Type,
-        out_at: Type,
-        out_second_at: Type,
-        out_stride: Type,
-        ahead_at: Type,
-        ahead_second_at: Type,
-    ) -> Codegen:
-        index = types.intp
-        signature = types.void(x, index, y, *(index,) * 3, out.dtype, out, *(index,) * 5)
-
-        def codegen(
-            context: Context, builder: Builder, signature: Signature, args: Values
-        ) -> Value:
-            word = word_type(y)
-            x_first = words_at(context, builder, x, args[0], args[1], word)
-            runs = [at(context, builder, y, args[2], place) for place in args[3:5]]
-            ahead = [at(context, builder, y, args[2], place) for place in args[11:13]]
-            outs = [at(context, builder, out, args[7], place) for place in args[8:10]]
-            scales = splat(builder, args[6])
-
-            def compute(depth: Value) -> None:
-                row_size = builder.mul(depth, I64(2 if word == I32 else 1))
-                groups = [
-                    [builder.gep(run, [builder.mul(row_size, I64(i + r))]) for r in range(LANES)]
-                    for run in runs
-                    for i in (0, LANES)
-                ]
-                sums = _scores(builder, x_first, num_heads, groups, depth, ahead, word)
-                for i, total in enumerate(sums):
-                    h, g = divmod(i, len(groups))
-                    offset = builder.add(builder.mul(args[10], I64(h)), I64(g % 2 * LANES))
-                    place = builder.gep(outs[g // 2], [offset])
-                    store(builder, builder.fmul(total, scales), place)
-
-            after = builder.append_basic_block("after")
-            usual = [I64(32), I64(64)]
-            others = builder.append_basic_block("other_depth")
-            switch = builder.switch(args[5], others)
-            for known in usual:
-                block = builder.append_basic_block("known_depth")
-                switch.add_case(known, block)
-                builder.position_at_end(block)
-                compute(known)
-                builder.branch(after)
-            builder.position_at_end(others)
-            compute(args[5])
-            builder.branch(after)
-            builder.position_at_end(after)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return tile
-
-
-scores_1_by_8 = _key_tile(1, 1)
-scores_1_by_16 = _key_tile(1, 2)
-scores_2_by_8 = _key_tile(2, 1)
-scores_2_by_16 = _key_tile(2, 2)
-scores_1_by_32 = _run_tile(1)
-scores_2_by_32 = _run_tile(2)
+scores_1_by_8 = _key_tile(1)
+scores_2_by_8 = _key_tile(2)

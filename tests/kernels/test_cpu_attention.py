@@ -3,10 +3,29 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from numba import njit, types
+from numba.extending import intrinsic
 
+from kernels.cpu import simd
+from kernels.cpu.arrays import array_of
 from kernels.cpu.attention import BLOCK_KEYS, BLOCK_ROWS, paged_attention
+from kernels.cpu.host import HAS_BF16_DOT
+from kernels.cpu.simd import (
+    F32,
+    I32,
+    I64,
+    Intrinsic,
+    at,
+    constant,
+    load_bits,
+    loop,
+    multiply_add,
+    store,
+    vector,
+)
 from kernels.prefill_attention import prefill_attention_reference
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6, torch.bfloat16: 1e-2}
@@ -115,3 +134,47 @@ def test_scores_far_from_zero_neither_overflow_nor_vanish() -> None:
     case = make_case([(0, 90)], (2, 1, 16), 16, torch.float32)
     loud = Case(case.q * 1e3, case.pool, case.tables, case.starts, case.positions)
     assert loud.run(None).isfinite().all()
+
+
+def pair_chain(lanes: int) -> Intrinsic:
+    """An intrinsic: `lanes` chains over words of bfloat16, compiled when it is called."""
+
+    @intrinsic
+    def chain(typing_context, x, y, out, depth):
+        def codegen(context, builder, signature, args):
+            first, second, target = (
+                at(context, builder, kind, array, I64(0))
+                for kind, array in zip((x, y, out), args[:3], strict=True)
+            )
+
+            def step(k, sums):
+                place = [builder.mul(k, I64(2 * lanes))]
+                words = [
+                    load_bits(builder, builder.gep(row, place), I32, lanes)
+                    for row in (first, second)
+                ]
+                return [multiply_add(builder, *words, sums[0])]
+
+            zero = constant(vector(F32, lanes), 0.0)
+            (total,) = loop(builder, args[3], 1, [zero], step)
+            store(builder, total, target)
+            return context.get_dummy_value()
+
+        return types.void(x, y, out, types.intp), codegen
+
+    return chain
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_words_have_the_same_bits_where_the_host_has_no_pair_dot(
+    lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, y = (array_of(torch.randn(64 * 2 * lanes).bfloat16()) for _ in range(2))
+    found = []
+    for has_dot in (HAS_BF16_DOT, False):
+        monkeypatch.setattr(simd, "HAS_BF16_DOT", has_dot)
+        chain, out = pair_chain(lanes), np.empty(lanes, np.float32)
+        njit(lambda x, y, out, depth, chain=chain: chain(x, y, out, depth))(x, y, out, 64)
+        found.append(out.tobytes())
+    assert found[0] == found[1]
