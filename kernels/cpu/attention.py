@@ -16,7 +16,7 @@ from kernels.cpu.attention_rows import Shape, attend_rows, rows_for
 from kernels.cpu.jit import compiled
 from kernels.cpu.simd import LANES
 
-BLOCK_ROWS = 64
+BLOCK_ROWS = 128
 FEW_PAIRS = 16  # below so many rows times heads of a group, tiles do not pay
 BLOCK_KEYS = 64
 NO_WINDOW = 1 << 30

@@ -5,6 +5,7 @@ well. The order of additions, and what a word is, are those of `attention_tiles`
 """
 
 import math
+from collections.abc import Sequence
 
 from llvmlite import ir
 from numba import types
@@ -197,6 +198,10 @@ def _transposed(builder: Builder, rows: list[Value]) -> list[Value]:
     return [mix(quarters[i], quarters[i + 4], m) for m in (lower, upper) for i in range(4)]
 
 
+def _lanes(numbers: Sequence[int]) -> Value:
+    return ir.Constant(vector(I32, len(numbers)), list(numbers))
+
+
 @intrinsic
 def softmax_tile(
     typing_context: Context,
@@ -212,7 +217,7 @@ def softmax_tile(
 ) -> Codegen:
     """Scores of 8 rows to weights, words in their place, with their running maxima and totals.
 
-    count, a positive multiple of 8, is that of a row's scores; the factors [8] bring earlier sums
+    count, a positive multiple of 16, is that of a row's scores; the factors [8] bring earlier sums
     to the new maxima. Returns whether one of them is not 1. Every row has the bits of `row_max`,
     `exp_and_sum` and `exp`; where it has seen no key yet, weights and factor are 0.
     """
@@ -243,19 +248,22 @@ def softmax_tile(
         shift = builder.select(builder.fcmp_ordered("==", now, lowest), zero, now)
         shifts = []
         for r in range(LANES):
-            lanes = ir.Constant(vector(I32, LANES), [r] * LANES)
-            shifts.append(builder.shuffle_vector(shift, shift, lanes))
+            shifts.append(builder.shuffle_vector(shift, shift, _lanes([r] * 2 * LANES)))
 
         def weigh(i: Value, sums: list[Value]) -> list[Value]:
             results = []
             for row, row_shift, total in zip(rows, shifts, sums, strict=True):
-                score = load(builder, builder.gep(row, [i]))
-                weight = exp_of(builder, builder.fsub(score, row_shift))
-                store_weights(builder, like, weight, row, i)
-                results.append(builder.fadd(total, weight))
+                scores = load(builder, builder.gep(row, [i]), 2 * LANES)
+                weights = exp_of(builder, builder.fsub(scores, row_shift))
+                store_weights(builder, like, weights, row, i)
+                for half in halves:
+                    part = builder.shuffle_vector(weights, weights, half)
+                    total = builder.fadd(total, part)
+                results.append(total)
             return results
 
-        added = add_lanes(builder, loop(builder, args[3], LANES, [zero] * LANES, weigh))
+        halves = [_lanes(range(first, first + LANES)) for first in (0, LANES)]
+        added = add_lanes(builder, loop(builder, args[3], 2 * LANES, [zero] * LANES, weigh))
         factor = exp_of(builder, builder.fsub(before, shift))
         store(builder, factor, at(context, builder, factors, args[7], I64(0)))
         total = builder.fadd(builder.fmul(load(builder, total_at), factor), added)

@@ -105,17 +105,14 @@ def attend_block(
                 if _sees_all(shape, begin, tile_row, position, count):
                     _score_tile(shape, block, tile_row, size, scale, q)
                     _update_softmax(shape, block, tile_row, size, q)
+                    _add_tile(shape, block, tile_row, 0, size, q)
                 else:
                     high = _find_seen(shape, block, begin, tile_row, position, count)
                     if high > 0:
                         _score_tile(shape, block, tile_row, high, scale, q)
                         _mask_tile(shape, block, tile_row, high)
                         _update_softmax(shape, block, tile_row, high, q)
-            for tile_row in range(0, num_rows, TILE_ROWS):
-                if _sees_all(shape, begin, tile_row, position, count):
-                    _add_tile(shape, block, tile_row, 0, size, q)
-                elif _find_seen(shape, block, begin, tile_row, position, count) > 0:
-                    _add_seen(shape, block, tile_row, q)
+                        _add_seen(shape, block, tile_row, q)
         _store_sums(shape, block, row, count, h, out)
 
 
@@ -204,7 +201,7 @@ def _score_tile(
 def _mask_tile(shape: Shape, block: Block, tile_row: int, high: int) -> None:
     """-inf for slots that a row does not see."""
     slots = _whole_tiles(shape.pages * shape.padded, TILE_COLUMNS)
-    until = _whole_tiles(high, LANES)
+    until = _whole_tiles(high, 2 * LANES)
     for i in range(TILE_ROWS):
         at = (tile_row + i) * slots
         fill(block.weights, at, at + block.seen[i], -math.inf)
@@ -220,7 +217,7 @@ def _update_softmax(shape: Shape, block: Block, tile_row: int, high: int, like: 
     """Scores to weights, and the running maxima, totals and sums that go with them."""
     slots = _whole_tiles(shape.pages * shape.padded, TILE_COLUMNS)
     if softmax_tile(
-        block.weights, tile_row * slots, slots, _whole_tiles(high, LANES),
+        block.weights, tile_row * slots, slots, _whole_tiles(high, 2 * LANES),
         block.maxima, block.totals, tile_row, block.factors, like,
     ):  # fmt: skip
         wide = _whole_tiles(shape.head_dim, TILE_COLUMNS)

@@ -162,7 +162,7 @@ def exp_of(builder: Builder, x: Value) -> Value:
     ln2_high = float.fromhex("0x1.62e42fee00000p-1" if is_double else "0x1.62e400p-1")
     ln2_low = 1.90821492927058770002e-10 if is_double else math.log(2) - ln2_high
     whole = I64 if is_double else I32
-    integer = vector(whole) if isinstance(kind, ir.VectorType) else whole
+    integer = vector(whole, kind.count) if isinstance(kind, ir.VectorType) else whole
     too_low = builder.fcmp_ordered("<", x, constant(kind, lowest))
     limit = constant(kind, highest)
     x = builder.select(builder.fcmp_ordered(">", x, limit), limit, x)
@@ -191,6 +191,17 @@ def bfloat16_of(builder: Builder, x: Value) -> Value:
     is_nan = builder.fcmp_unordered("uno", x, x)
     rounded = builder.select(is_nan, constant(whole, 0x7FC00000), rounded)
     return builder.trunc(builder.lshr(rounded, constant(whole, 16)), half)
+
+
+def bfloat16_of_normal(builder: Builder, x: Value) -> Value:
+    """`bfloat16_of` for vectors of numbers that are 0 or above 1.2e-38: one instruction, if any."""
+    lanes = x.type.count
+    if not HAS_BF16_DOT or lanes not in (8, 16):
+        return bfloat16_of(builder, x)
+    signature = ir.FunctionType(vector(I16, lanes), [x.type])
+    name = f"llvm.x86.avx512bf16.cvtneps2bf16.{lanes * WORD_BITS}"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, [x])
 
 
 @intrinsic

@@ -20,7 +20,7 @@ from kernels.cpu.simd import (
     Value,
     Values,
     at,
-    bfloat16_of,
+    bfloat16_of_normal,
     call_math,
     constant,
     element,
@@ -86,10 +86,13 @@ def row_max(typing_context: Context, x: Type, x_at: Type, count: Type) -> Codege
 
 
 def store_weights(builder: Builder, like: Type, weights: Value, row: Value, i: Value) -> None:
-    """Weights i to i + 8 of a row, over what it held: bfloat16, two to a word, where `like` is."""
+    """Weights of a row from i on, over what it held: bfloat16, two to a word, where `like` is.
+
+    A weight is 0 or e^-87 at least.
+    """
     if like.dtype == types.uint16:
         row = builder.bitcast(row, I16.as_pointer())
-        weights = bfloat16_of(builder, weights)
+        weights = bfloat16_of_normal(builder, weights)
     store(builder, weights, builder.gep(row, [i]))
 
 
