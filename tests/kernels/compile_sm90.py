@@ -138,7 +138,7 @@ def row_calls(dtype: torch.dtype, hidden: int) -> Iterator[Callable[[], object]]
     yield lambda: argmax_rows(x)
     yield lambda: begin_rows(state, tables, 16)
     yield lambda: advance_rows(state, state[:, :2].contiguous(), tokens, tokens.float())
-    yield lambda: gumbel_argmax(x, x[:, 0].float(), tokens.double(), tokens, tokens, tokens)
+    yield lambda: gumbel_argmax(x, tokens.float(), tokens.double(), tokens, tokens, tokens)
 
 
 def resources(cubin: bytes) -> dict[str, int]:
