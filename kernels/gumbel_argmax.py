@@ -157,6 +157,12 @@ def gumbel_argmax(
         num_warps=8,
     )
     _gumbel_rows_kernel[(num_rows,)](
-        best, tokens, num_blocks, out, BLOCK=max(2, triton.next_power_of_2(num_blocks)), num_warps=1
+        best,
+        tokens,
+        num_blocks,
+        out,
+        BLOCK=max(2, triton.next_power_of_2(num_blocks)),
+        enable_fp_fusion=False,
+        num_warps=1,
     )
     return out
