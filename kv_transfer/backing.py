@@ -5,6 +5,9 @@ what nobody has: the first write to 4 KiB took 6 us, 4 where the other process h
 0.3 with everything in place. That was 12 of the 16 ms from the end of a prompt of 1,024 tokens
 (21 MB of KV) to its first decode step. So the owner asks for the pages of a grant while the prompt
 computes, and whoever has mapped them for those that it will write next (MADV_POPULATE_WRITE).
+Pages are handed out in the order of their ids at first, so an idle owner asks for the first ones:
+else the first prompts would wait for them within their steps, 60 ms in 1.5 s for 1,024 tokens of a
+300 M model.
 """
 
 import ctypes
@@ -16,6 +19,7 @@ from collections.abc import Sequence
 from kv_transfer.checksum import PageArray
 
 MADV_POPULATE_WRITE = 23  # linux/mman.h, since 5.14; touches, and changes no byte
+READY_BYTES = 256 << 20  # of the first pages; some 0.3 s of work for a thread that gives way
 SLICE_BYTES = 256 << 10  # between two looks at other work: 0.3 ms where there is no memory yet
 
 
@@ -29,14 +33,18 @@ class Backing:
         self._wanted: deque[int] = deque()
         self._slice_pages = max(1, SLICE_BYTES // self._page_bytes)
 
+    def want_first(self) -> None:
+        """READY_BYTES of pages, those with the lowest ids, will be needed some time."""
+        self._wanted.extend(range(min(len(self._is_asked), READY_BYTES // self._page_bytes)))
+
     @property
     def is_idle(self) -> bool:
         """Whether all pages wanted have been asked for."""
         return not self._wanted
 
     def want(self, pages: Sequence[int]) -> None:
-        """These will be needed: `advance` asks for them."""
-        self._wanted += (page for page in pages if not self._is_asked[page])
+        """These will be needed: `advance` asks for them, before others that were wanted earlier."""
+        self._wanted.extendleft(page for page in reversed(pages) if not self._is_asked[page])
 
     def advance(self) -> None:
         """Ask for a slice of what is wanted."""

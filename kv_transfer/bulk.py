@@ -141,6 +141,8 @@ class BulkThread:
         if self._receiver.door is not None:
             self._poller.register(self._receiver.door.socket, zmq.POLLIN)
         backing = Backing(self._own.pages) if isinstance(self._own, HostPages) else None
+        if backing is not None:
+            backing.want_first()
         self._owner = PoolOwner(self._own, self._receiver, self._poller, post, backing)
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
         self.zmq_address = self._receiver.address

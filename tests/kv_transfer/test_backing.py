@@ -56,6 +56,24 @@ def test_pages_are_asked_for_once(pages: PageArray, monkeypatch) -> None:
     assert asked == [pages[page].ctypes.data for page in (2, 5, 1)]
 
 
+def test_the_first_pages_are_got_ready_and_granted_ones_before_them(
+    pages: PageArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("kv_transfer.backing.populate", lambda address, _: asked.append(address))
+    monkeypatch.setattr("kv_transfer.backing.READY_BYTES", 4 * PAGE_BYTES + 1)
+    backing = Backing(pages)
+    backing.want_first()
+    backing.advance()
+    backing.want((7, 0, 3))
+    while not backing.is_idle:
+        backing.advance()
+    per_slice = SLICE_BYTES // PAGE_BYTES
+    order = [*range(per_slice), *(page for page in (7, 3) if page >= per_slice)]
+    order += [page for page in range(4) if page not in order]
+    assert asked == [pages[page].ctypes.data for page in order]
+
+
 def test_what_memory_holds_stays(pages: PageArray) -> None:
     pages[:] = 7
     assert populate(pages[1].ctypes.data + 5, PAGE_BYTES)
