@@ -149,11 +149,11 @@ def pair_chain(lanes: int) -> Intrinsic:
 
             def step(k, sums):
                 place = [builder.mul(k, I64(2 * lanes))]
-                words = [
+                one, other = (
                     load_bits(builder, builder.gep(row, place), I32, lanes)
                     for row in (first, second)
-                ]
-                return [multiply_add(builder, *words, sums[0])]
+                )
+                return [multiply_add(builder, one, other, sums[0])]
 
             zero = constant(vector(F32, lanes), 0.0)
             (total,) = loop(builder, args[3], 1, [zero], step)
