@@ -222,7 +222,7 @@ def _free_port() -> int:
 
 BASELINE = "transformers-static"
 PEERS: dict[str, Callable[[Cell, Site], Engine]] = {
-    "tandem-1p1d": _tandem(1, 1, 1, "--max-num-batched-tokens", "1024"),
+    "tandem-1p1d": _tandem(1, 1, 2, "--max-num-batched-tokens", "1024"),
     "tandem-2-mixed": _tandem(0, 2, 1, "--max-num-batched-tokens", "512"),
     "tandem-1-mixed": _tandem(0, 1, 2, "--max-num-batched-tokens", "1024"),
     "openvino": _worker("openvino_continuous", "openvino"),
