@@ -50,7 +50,7 @@ def zipped(builder: Builder, first: Value, second: Value, lanes: int) -> Value:
 def interleaved(builder: Builder, first: Value, second: Value, lanes: int) -> list[Value]:
     """Two vectors of words of the elements of two rows: four columns of every eight in each.
 
-    One instruction each, where `zipped` takes four; `store_sums` puts the columns in order.
+    One instruction each, where `zipped` takes four; `store_sums_64` puts the columns in order.
     """
     rows = [load_bits(builder, row, I16, 2 * lanes) for row in (first, second)]
     found = []
